@@ -1,0 +1,151 @@
+"""The command line: `python -m reference doctor | ask | compare | evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+from reference.corpus import EVERYBODY, SHIPPED, SPLITS, Corpus, CorpusError, load_facts, load_questions, to_day
+from reference.weights import WeightsError, write_text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 after one clear line on bad input; `doctor` returns 1 when something is wrong."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (CorpusError, WeightsError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing is half written", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m reference", description="RAG or fine-tuning, or both? Ask, compare, measure.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.add_argument(
+            "--corpus", type=Path, default=SHIPPED, metavar="DIR", help="a folder of <id>@<effective>.md files"
+        )
+        command.set_defaults(run=run)
+        return command
+
+    add("doctor", doctor, "check this installation line by line, and answer one question")
+    for name, run, help in (
+        ("ask", ask, "one question to one system"),
+        ("compare", compare, "one question to every system, side by side"),
+    ):
+        command = add(name, run, help)
+        command.add_argument("question")
+        command.add_argument("--as-of", type=str, default=str(date.today()), metavar="DAY", help="the day that counts as today")
+        command.add_argument("--role", default=EVERYBODY, help="who asks (default: somebody of whom nothing is known)")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "ask":
+            command.add_argument("--system", help="base, rag, prompted, … (default: the best one there is)")
+    command = add("evaluate", evaluate, "every metric of each system on a set of questions")
+    command.add_argument("--systems", metavar="NAMES", help="names with commas between, as base,rag (default: every system)")
+    command.add_argument("--questions", type=Path, metavar="FILE", help="default: questions.jsonl beside the corpus folder")
+    command.add_argument("--split", choices=[*SPLITS, "all"], default="test")
+    command.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
+    command.add_argument("--json", type=Path, metavar="OUT", help="write settings, metrics and rows to this file")
+    return top
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def choose(grid: dict, names: list[str]) -> list:
+    """Systems by name, in the order named. Raises CorpusError for an unknown one."""
+    for name in names:
+        if name not in grid:
+            raise CorpusError(f"unknown system {name!r}; choose from {', '.join(grid)}")
+    return [grid[name] for name in names]
+
+
+def ask(options) -> int:
+    from reference.system import DEFAULT_SYSTEM, open_grid
+
+    day = to_day(options.as_of)
+    [system] = choose(open_grid(options.corpus), [options.system or DEFAULT_SYSTEM])
+    show([system.ask(options.question, options.role, day)], options.json, one=True)
+    return 0
+
+
+def compare(options) -> int:
+    from reference.system import compare, open_grid
+
+    day = to_day(options.as_of)
+    show(compare(list(open_grid(options.corpus).values()), options.question, options.role, day), options.json)
+    return 0
+
+
+def show(replies: list, as_json: bool, one: bool = False) -> None:
+    """Print replies for people, or as JSON (`one` prints the object itself, otherwise a list)."""
+    if as_json:
+        found = [reply.to_json() for reply in replies]
+        print(json.dumps(found[0] if one else found, ensure_ascii=False, indent=1))
+        return
+    for reply in replies:
+        print(f"{reply.system}: {reply.status}" + (f": {reply.answer}" if reply.answer else ""))
+        for citation in reply.checked.citations if reply.status == "answered" else ():
+            print(f"    “{citation.quote}” — {citation.version}")
+        if reply.status == "rejected":
+            print(f"    why: {'; '.join(reply.checked.reasons)}\n    raw: {' '.join(reply.raw.split())[:200]}")
+        print(f"    {reply.seconds['total']:.1f} s, {reply.tokens['in']} tokens in, {reply.tokens['out']} out")
+
+
+def evaluate(options) -> int:
+    from tqdm import tqdm
+
+    from reference import evaluation
+    from reference.system import open_grid
+
+    corpus = Corpus.load(options.corpus)
+    beside = options.corpus.resolve().parent
+    questions = load_questions(options.questions or beside / "questions.jsonl")
+    facts = load_facts(beside / "facts.jsonl") if (beside / "facts.jsonl").exists() else []
+    if options.split != "all":
+        questions = [q for q in questions if q.split == options.split]
+    questions = questions[: options.limit]
+    if not questions:
+        raise CorpusError(f"no questions of split {options.split!r}; try --split all")
+    grid = open_grid(options.corpus, corpus)
+    systems = choose(grid, options.systems.split(",") if options.systems else list(grid))
+    with tqdm(total=len(questions) * len(systems), unit="answer", disable=None) as bar:
+        rows = evaluation.evaluate(systems, questions, corpus, facts, bar.update)
+    print(evaluation.table_text(evaluation.summarise(rows)))
+    if options.json:
+        index = next((s.index for s in systems if s.index), None)
+        settings = {
+            "corpus": corpus.hash,
+            "documents": len(corpus),
+            "questions": len(questions),
+            "split": options.split,
+            "model": systems[0].model.id,
+            "embedder": index.embedder.id if index else None,
+            "index_version": index.version if index else None,
+            "systems": [s.name for s in systems],
+        }
+        write_text(options.json, json.dumps(evaluation.report(rows, settings), ensure_ascii=False, indent=1, default=str))
+        print(f"written: {options.json}")
+    return 0
+
+
+def doctor(options) -> int:
+    from reference.doctor import examine
+
+    return examine(options.corpus)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
