@@ -124,6 +124,7 @@ def evaluate(options) -> int:
     with tqdm(total=len(questions) * len(systems), unit="answer", disable=None) as bar:
         rows = evaluation.evaluate(systems, questions, corpus, facts, bar.update)
     print(evaluation.table_text(evaluation.summarise(rows)))
+    print(evaluation.paired_text(evaluation.paired_tests(rows)))
     if options.json:
         index = next((s.index for s in systems if s.index), None)
         settings = {

@@ -18,7 +18,7 @@ from llama_index.core.schema import TextNode
 from reference.corpus import Corpus, Document
 
 CHUNK_WORDS = 120
-FOREVER = "9999-12-31"
+FOREVER = "forever"  # sorts after every day
 
 
 def chunk_corpus(corpus: Corpus, words: int = CHUNK_WORDS) -> list[TextNode]:

@@ -7,6 +7,7 @@ flips the sign of each fact's difference.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -22,6 +23,7 @@ from reference.system import Reply, System
 from reference.text import holds, normalise, parts
 
 REDRAWS = 2_000
+COMPARED = ("answer_accuracy", "token_f1", "format_validity")  # between systems, by a paired test
 COST_METRICS = ("first_token_seconds", "seconds", "tokens_in", "tokens_out")
 
 
@@ -240,6 +242,26 @@ def paired_test(rows: Sequence[Row], metric: str, first: str, second: str) -> di
     return {"difference": float(sums.sum() / sizes.sum()), "low": float(low), "high": float(high), "p": float(p)}
 
 
+def paired_tests(rows: Sequence[Row], metrics: Sequence[str] = COMPARED) -> list[dict]:
+    """Each system against the one before it, on each metric that both have."""
+    systems = list(dict.fromkeys(row.system for row in rows))
+    found = []
+    for second, first in itertools.pairwise(systems):
+        for metric in metrics:
+            if by_cluster([row for row in rows if row.system in (first, second)], metric).size:
+                found.append({"metric": metric, "system": first, "against": second, **paired_test(rows, metric, first, second)})
+    return found
+
+
+def paired_text(tests: Sequence[dict]) -> str:
+    """A line a paired test."""
+    return "\n".join(
+        f"{t['metric']}: {t['system']} against {t['against']}: {100 * t['difference']:+.0f} points"
+        f" [{100 * t['low']:+.0f}, {100 * t['high']:+.0f}], p = {t['p']:.3f}"
+        for t in tests
+    )
+
+
 def table_text(summary: dict[str, dict[str, Estimate]]) -> str:
     """The side-by-side table: a metric a line, a system a column, value and interval in each cell."""
     systems = list(summary)
@@ -265,4 +287,4 @@ def cell(name: str, estimate: Estimate | None) -> str:
 def report(rows: Sequence[Row], settings: dict) -> dict:
     """What `evaluate --json` writes."""
     metrics = {s: {m: vars(e) for m, e in found.items()} for s, found in summarise(rows).items()}
-    return {"settings": settings, "metrics": metrics, "rows": [row.to_json() for row in rows]}
+    return {"settings": settings, "metrics": metrics, "paired": paired_tests(rows), "rows": [row.to_json() for row in rows]}

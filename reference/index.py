@@ -31,6 +31,7 @@ from reference.embedding import Embedder
 from reference.weights import cache_folder
 
 TABLE = "chunks"
+FORMAT = 1  # of the table; another number makes new cached indexes
 SERVING = "serving"
 APPROXIMATE_FROM = 20_000  # chunks; below, every vector is compared, above, an inverted file narrows the search
 COLUMNS = ["id", "document", "version", "title", "effective", "until", "roles", "account", "hash", "text"]
@@ -61,7 +62,7 @@ class Index:
 
         So a version that was rolled back stays rolled back until the folder's documents change.
         """
-        key = f"{Path(corpus_folder).resolve()}\n{embedder.id}\n{words}"
+        key = f"{FORMAT}\n{Path(corpus_folder).resolve()}\n{embedder.id}\n{words}"
         name = f"index-{Path(corpus_folder).resolve().parent.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
         index = cls(cache_folder() / name, embedder, words)
         if index.published[-1:] != [corpus.hash]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Ask:
 
     question: str
     role: str = EVERYBODY
-    as_of: date = date.max
+    as_of: date = field(default_factory=date.today)
 
     @classmethod
     def of(cls, asked: Ask | Question | str) -> Ask:
@@ -99,9 +99,10 @@ class System:
     constrained: bool = False
     records: Path | None = None  # a JSON Lines file to which every answer's record is appended
 
-    def ask(self, question: str, role: str = EVERYBODY, as_of: date | str = date.max) -> Reply:
-        """Answer one question. Raises CorpusError: empty or oversized question, unknown role, bad day."""
-        return self.ask_many([Ask(question, role, to_day(as_of))])[0]
+    def ask(self, question: str, role: str = EVERYBODY, as_of: date | str | None = None) -> Reply:
+        """Answer one question as of a day (today, unless named). Raises CorpusError: empty or oversized question, unknown
+        role, bad day."""
+        return compare([self], question, role, as_of)[0]
 
     def ask_many(self, asked: Sequence[Ask | Question | str], progress: Callable[[int], None] = lambda _: None) -> list[Reply]:
         """Answer questions in small batches; `progress(how many)` is called after each. Raises as `ask` does."""
@@ -142,9 +143,9 @@ def open_grid(corpus_folder: Path, corpus: Corpus | None = None) -> dict[str, Sy
     return build_grid(LanguageModel.load(), index, records=cache_folder() / "records.jsonl")
 
 
-def compare(systems: Sequence[System], question: str, role: str = EVERYBODY, as_of: date | str = date.max) -> list[Reply]:
+def compare(systems: Sequence[System], question: str, role: str = EVERYBODY, as_of: date | str | None = None) -> list[Reply]:
     """One question to several systems, answered as one batch. Raises as `System.ask` does."""
-    ask = Ask(question, role, to_day(as_of))
+    ask = Ask(question, role, to_day(as_of or date.today()))
     return answer_batch([(system, ask) for system in systems])
 
 
