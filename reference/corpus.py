@@ -156,6 +156,8 @@ def read_document(path: Path) -> Document:
         meta = yaml.safe_load(head)
     except yaml.YAMLError as error:
         raise CorpusError(f"{path}: front matter is not YAML ({str(error).splitlines()[0]}); mend that line") from None
+    except ValueError as error:  # YAML found something like a day that is on no calendar
+        raise CorpusError(f"{path}: not a day in the front matter ({error}); write it as 2026-11-21") from None
     if not isinstance(meta, dict):
         raise CorpusError(f"{path}: front matter must be `key: value` lines")
     for key in ("id", "title", "kind", "effective", "roles"):

@@ -225,13 +225,14 @@ class Index:
         return table
 
     def _publish(self, table, corpus_hash: str) -> None:
-        """Note the version, then move the serving tag: the one step that readers can see."""
+        """Move the serving tag, the one step that readers can see, then note the version as published: in this order, so that
+        what was noted was served, and an interruption between the two only means another refresh."""
         version = table.version
-        table.tags.create(f"published-{corpus_hash}-{version}", version)
         if SERVING in table.tags.list():
             table.tags.update(SERVING, version)
         else:
             table.tags.create(SERVING, version)
+        table.tags.create(f"published-{corpus_hash}-{version}", version)
 
     @contextmanager
     def _lock(self):

@@ -11,9 +11,7 @@ from reference.corpus import QUESTION_KINDS, SHIPPED, Corpus, load_facts, load_q
 
 DATASETS = SHIPPED.parent
 RELEASE = date(2026, 11, 21)
-COMMON = set(
-    "a an the of for to in on at is are was do does did how what which who when where we our us you your i my it its".split()
-)
+COMMON = "a an the of for to in on at is are was do does did how what which who when where we our us you your i my it its"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,7 @@ def test_every_split_holds_every_kind(questions):
 
 
 def content_words(text):
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - COMMON
+    return set(re.findall(r"[a-z0-9]+", text.lower())) - set(COMMON.split())
 
 
 def test_at_least_a_third_of_the_questions_are_worded_unlike_the_document(facts, questions):
