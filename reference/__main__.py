@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (CorpusError, WeightsError, ValueError) as error:
+    except (CorpusError, WeightsError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -25,8 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m reference", description="RAG or fine-tuning, or both? Ask, compare, measure.")
+    top = Parser(prog="python -m reference", description="RAG or fine-tuning, or both? Ask, compare, measure.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -64,6 +71,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def open_grid(options) -> dict:
+    """The grid over the corpus that was named, once its role is known to be one of that corpus."""
+    from reference import system
+
+    grid = system.open_grid(options.corpus)
+    grid["rag"].index.check_role(options.role)
+    return grid
+
+
 def choose(grid: dict, names: list[str]) -> list:
     """Systems by name, in the order named. Raises CorpusError for an unknown one."""
     for name in names:
@@ -73,19 +89,19 @@ def choose(grid: dict, names: list[str]) -> list:
 
 
 def ask(options) -> int:
-    from reference.system import DEFAULT_SYSTEM, open_grid
+    from reference.system import DEFAULT_SYSTEM
 
     day = to_day(options.as_of)
-    [system] = choose(open_grid(options.corpus), [options.system or DEFAULT_SYSTEM])
+    [system] = choose(open_grid(options), [options.system or DEFAULT_SYSTEM])
     show([system.ask(options.question, options.role, day)], options.json, one=True)
     return 0
 
 
 def compare(options) -> int:
-    from reference.system import compare, open_grid
+    from reference.system import compare
 
     day = to_day(options.as_of)
-    show(compare(list(open_grid(options.corpus).values()), options.question, options.role, day), options.json)
+    show(compare(list(open_grid(options).values()), options.question, options.role, day), options.json)
     return 0
 
 
@@ -110,6 +126,11 @@ def evaluate(options) -> int:
     from reference import evaluation
     from reference.system import open_grid
 
+    if options.json:
+        try:
+            write_text(options.json, "")
+        except OSError as error:  # said now, not after an hour
+            raise CorpusError(f"{options.json} cannot be written ({error.strerror}); name another file") from None
     corpus = Corpus.load(options.corpus)
     beside = options.corpus.resolve().parent
     questions = load_questions(options.questions or beside / "questions.jsonl")

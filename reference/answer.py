@@ -9,7 +9,7 @@ Answer first, then its evidence; null when the sources do not say. Sources are n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -119,22 +119,23 @@ def messages(question: str, sources: Sequence[NodeWithScore], examples: Sequence
     return [*turns, {"role": "user", "content": render(question, [hit.node.text for hit in sources])}]
 
 
-def schema(sources: Sequence[NodeWithScore]) -> dict:
+def schema(sources: Sequence[NodeWithScore], quotable: Callable[[str], bool] = bool) -> dict:
     """The JSON schema of the contract, narrowed to these sources: a quote must be one of the lines or sentences of the source
-    that it names. Constrained decoding holds a model to it."""
+    that it names, and `quotable`. Constrained decoding holds a model to it."""
     whole = Answer.model_json_schema()
     whole["properties"]["answer"] = {"anyOf": [{"type": "string", "maxLength": LONGEST_ANSWER}, {"type": "null"}]}
-    quotable = [
+    choices = [
         {
             "type": "object",
-            "properties": {"quote": {"enum": sentences(hit.node.text)}, "source": {"const": number}},
+            "properties": {"quote": {"enum": quotes}, "source": {"const": number}},
             "required": ["quote", "source"],
             "additionalProperties": False,
         }
         for number, hit in enumerate(sources, 1)
+        if (quotes := [sentence for sentence in sentences(hit.node.text) if quotable(sentence)])
     ]
-    if quotable:
-        whole["properties"]["evidence"] = {"type": "array", "items": {"anyOf": quotable}, "maxItems": 2}
+    if choices:
+        whole["properties"]["evidence"] = {"type": "array", "items": {"anyOf": choices}, "maxItems": 2}
     return whole
 
 

@@ -245,6 +245,11 @@ def load_questions(path: str | Path) -> list[Question]:
         missing = {"id", "question", "role", "as_of", "answer", "sources", "kind"} - row.keys()
         if missing:
             raise CorpusError(f"{where}: no {', '.join(sorted(missing))}; add the missing keys")
+        texts = {"id": str, "question": str, "role": str, "answer": str | None, "old_answer": str | None}
+        lists = dict.fromkeys(("accept", "sources", "facts"), list | None)
+        for key, type_ in (texts | lists).items():
+            if not isinstance(row.get(key), type_ if key in row else object):
+                raise CorpusError(f"{where}: {key} is {row[key]!r}; write {'a list of texts' if key in lists else 'a text'}")
         known = {key: row[key] for key in Question.__dataclass_fields__ if key in row}
         for key in ("accept", "sources", "facts"):
             known[key] = tuple(known.get(key) or ())

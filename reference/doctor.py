@@ -24,14 +24,13 @@ class Unwell(Exception):
 
 def examine(corpus_folder: Path) -> int:
     """Run every check and print its line; 0 when all is well, 1 otherwise. A failed check does not stop the others."""
-    weights.forget_checks()
     checks: list[tuple[str, Callable[[], str]]] = [
         ("Python", python),
         ("packages", packages),
         ("cache folder", cache),
         ("memory", memory),
         ("disk", disk),
-        ("language model", lambda: weights.language_model()[1]),
+        ("language model", language_model),
         ("embedding model", lambda: weights.embedder()[1]),
         ("corpus", lambda: corpus(corpus_folder)),
         ("index", lambda: index(corpus_folder)),
@@ -60,7 +59,11 @@ def packages() -> str:
     from packaging.requirements import Requirement
 
     wrong, count = [], 0
-    for line in importlib.metadata.requires("pianist-workbook") or []:
+    try:
+        requirements = importlib.metadata.requires("pianist-workbook") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise Unwell("this project is not installed; run `make setup`") from None
+    for line in requirements:
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -103,6 +106,11 @@ def disk() -> str:
     if free < DISK_GB:
         raise Unwell(f"{free:.1f} GB free at {folder}; make room until {DISK_GB} GB are, or set REFERENCE_CACHE elsewhere")
     return f"{free:.0f} GB free"
+
+
+def language_model() -> str:
+    weights.forget_checks()  # so that every file is read in full this time
+    return weights.language_model()[1]
 
 
 def corpus(folder: Path) -> str:

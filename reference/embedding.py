@@ -73,4 +73,7 @@ def load_embedder() -> Embedder:
 
     logging.disable_progress_bar()
     place, id = weights.embedder()
-    return Embedder(AutoModel.from_pretrained(place, dtype=torch.float32), AutoTokenizer.from_pretrained(place), id)
+    try:
+        return Embedder(AutoModel.from_pretrained(place, dtype=torch.float32), AutoTokenizer.from_pretrained(place), id)
+    except OSError as error:
+        raise weights.cannot_load(place, "REFERENCE_EMBEDDER", error) from None

@@ -248,7 +248,7 @@ def paired_tests(rows: Sequence[Row], metrics: Sequence[str] = COMPARED) -> list
     found = []
     for second, first in itertools.pairwise(systems):
         for metric in metrics:
-            if by_cluster([row for row in rows if row.system in (first, second)], metric).size:
+            if all(by_cluster([row for row in rows if row.system == name], metric).size for name in (first, second)):
                 found.append({"metric": metric, "system": first, "against": second, **paired_test(rows, metric, first, second)})
     return found
 

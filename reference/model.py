@@ -145,6 +145,7 @@ class LanguageModel:
         self.id = id
         ends = network.generation_config.eos_token_id
         self.end_tokens = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+        self.control_tokens = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
         self.prefixes: OrderedDict[str, tuple[list[int], Cache]] = OrderedDict()
 
     @classmethod
@@ -157,8 +158,11 @@ class LanguageModel:
         logging.disable_progress_bar()
         AttentionInterface.register("grouped", grouped_attention)
         place, id = weights.language_model()
-        network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation="grouped")
-        return cls(network, AutoTokenizer.from_pretrained(place), id)
+        try:
+            network = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, attn_implementation="grouped")
+            return cls(network, AutoTokenizer.from_pretrained(place), id)
+        except OSError as error:
+            raise weights.cannot_load(place, "REFERENCE_MODEL", error) from None
 
     def chat(self, messages: list[dict[str, str]]) -> Prompt:
         """The model's chat format for `messages` (role, content); the last one is the part of its own.
@@ -174,7 +178,8 @@ class LanguageModel:
         return Prompt(head, whole[len(head) :])
 
     def harmless(self, content: str) -> str:
-        for token in self.tokenizer.all_special_tokens:
+        """The text with every control token of the model broken up."""
+        for token in self.control_tokens:
             content = content.replace(token, f"{token[0]} {token[1:]}")
         return content
 
@@ -196,6 +201,8 @@ class LanguageModel:
         start = time.perf_counter()
         rows = [self._read(index, prompt, max_new_tokens, start) for index, prompt in enumerate(prompts)]
         done: list[Row] = []
+        for row in rows if on_token else ():
+            on_token(row.index, self.text(row.tokens))
         active = rows
         cache: Cache | None = None
         while True:

@@ -121,7 +121,11 @@ class System:
 
     def prompt(self, ask: Ask, shown: Sequence[NodeWithScore]) -> Prompt:
         prompt = self.model.chat(contract.messages(ask.question, shown, self.examples))
-        return replace(prompt, constraint=json_constraint(self.model, contract.schema(shown))) if self.constrained else prompt
+        if not self.constrained:
+            return prompt
+        # A sentence with one of the model's control tokens in it can be read, but never be forced upon the model as a quote.
+        schema = contract.schema(shown, quotable=lambda sentence: self.model.harmless(sentence) == sentence)
+        return replace(prompt, constraint=json_constraint(self.model, schema))
 
 
 def build_grid(
@@ -233,6 +237,8 @@ def replay(record: dict, grid: dict[str, System]) -> Reply:
     if record["model"] != system.model.id:
         raise CorpusError(f"the record is of model {record['model']}; this is {system.model.id}")
     if record["retrieval"]:
+        if system.index is None:
+            raise CorpusError("the record is of a system that read documents; replay it with an index")
         system = replace(
             system, index=system.index.at_version(record["index_version"]), settings=Settings(**record["retrieval"])
         )

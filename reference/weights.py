@@ -14,10 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+
+ABANDONED = 3600  # seconds after which a half-written folder is nobody's
 
 
 class WeightsError(RuntimeError):
@@ -104,6 +107,11 @@ def model_id(chosen: str) -> str:
     return f"{folder.name}-{hashlib.sha256(''.join(map(sha256, files)).encode()).hexdigest()[:12]}"
 
 
+def cannot_load(place: str, variable: str, error: OSError) -> WeightsError:
+    """The one line for a model that transformers cannot find or read."""
+    return WeightsError(f"{place} cannot be loaded ({str(error).splitlines()[0]}); mend or unset {variable}")
+
+
 def convert_gguf(source: Path, folder: Path) -> None:
     """Write a GGUF model as safetensors (fp32, the exact dequantised values) and its tokenizer into `folder`."""
     import torch
@@ -124,6 +132,9 @@ def convert_gguf(source: Path, folder: Path) -> None:
 def write_folder(folder: Path, write) -> None:
     """Let `write(temporary folder)` fill a folder, record its sha256 sums, and only then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write(temporary)
@@ -141,10 +152,9 @@ def write_folder(folder: Path, write) -> None:
 def check_converted(folder: Path) -> None:
     """Raises WeightsError when a file of a cached folder is missing or no longer what was written."""
     fix = f"delete {folder} and run again (it is made anew in about 20 seconds)"
-    try:
-        sums = json.loads((folder / "sha256.json").read_text())
-    except (OSError, ValueError):
-        raise WeightsError(f"{folder}: its list of sha256 sums is missing or damaged; {fix}") from None
+    sums = read_json_object(folder / "sha256.json")
+    if not sums:
+        raise WeightsError(f"{folder}: its list of sha256 sums is missing or damaged; {fix}")
     for name, expected in sums.items():
         verify(folder / name, expected, fix)
 
@@ -157,10 +167,7 @@ def verify(path: Path, expected: str, fix: str) -> Path:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; {fix}")
     memo_file = cache_folder() / "checked.json"
-    try:
-        memo = json.loads(memo_file.read_text())
-    except (OSError, ValueError):
-        memo = {}
+    memo = read_json_object(memo_file)
     stat = path.stat()
     seen = [stat.st_size, stat.st_mtime_ns, expected]
     if memo.get(str(path)) != seen:
@@ -168,6 +175,15 @@ def verify(path: Path, expected: str, fix: str) -> Path:
             raise WeightsError(f"{path} is damaged (its sha256 differs); {fix}")
         write_text(memo_file, json.dumps(memo | {str(path): seen}, indent=1))
     return path
+
+
+def read_json_object(path: Path) -> dict:
+    """The object in a JSON file; an empty one where the file is missing or holds anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def forget_checks() -> None:
