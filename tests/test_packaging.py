@@ -194,3 +194,12 @@ def test_nothing_of_the_weights_packages_is_imported():
 def test_the_data_sets_folder_hides_no_package():
     assert (ROOT / "datasets").is_dir()
     assert not (ROOT / "datasets" / "__init__.py").exists()
+
+
+def test_the_table_in_the_readme_is_the_measured_one():
+    root = Path(__file__).parent.parent
+    metrics = json.loads((root / "benchmarks" / "evaluation.json").read_text())["metrics"]
+    table = next(line for line in (root / "README.md").read_text().splitlines() if line.startswith("| answers right"))
+    shown = [cell.strip() for cell in table.split("|")[2:-1]]
+    measured = [metrics[system]["answer_accuracy"] for system in metrics]
+    assert shown == [f"{e['value']:.0%} ({e['low']:.0%}–{e['high']:.0%})" for e in measured]
