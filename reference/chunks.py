@@ -65,7 +65,7 @@ def sections(document: Document) -> Iterator[tuple[str, str]]:
     """(heading, body) of each Markdown section that has a body, by LlamaIndex's Markdown parser."""
     for node in MarkdownNodeParser().get_nodes_from_documents([LlamaDocument(text=document.text)]):
         first, _, rest = node.text.partition("\n")
-        heading, body = (first.lstrip("#").strip(), rest) if first.startswith("#") else ("", node.text)
+        heading, body = (first.lstrip("#").strip(), rest) if re.match("#+ ", first) else ("", node.text)
         if body.strip():
             yield heading, body.strip()
 
@@ -74,15 +74,16 @@ def blocks(body: str, words: int = CHUNK_WORDS) -> Iterator[str]:
     """Paragraphs, lists and tables. What is longer than a chunk is cut between rows, list items or sentences, and each piece
     of a table begins with the table's header."""
     for block in re.split(r"\n\s*\n", body):
-        lines = block.split("\n")
+        table = re.search(r"^.*\|.*\n[|:\- ]+\n", block, re.M)
         if len(block.split()) <= words:
             yield block
-        elif len(lines) > 2 and re.fullmatch(r"[|:\-\s]+", lines[1]):
-            header = "\n".join(lines[:2])
-            for rows in pack(lines[2:], words - len(header.split()), "\n"):
-                yield f"{header}\n{rows}"
-        elif len(lines) > 1:
-            yield from pack(lines, words, "\n")
+        elif table:
+            if above := block[: table.start()].strip():
+                yield from blocks(above, words)
+            for rows in pack(block[table.end() :].split("\n"), words - len(table[0].split()), "\n"):
+                yield table[0] + rows
+        elif len(items := re.split(r"\n(?=\s*(?:[-*+]|\d+[.)])\s)", block)) > 1:
+            yield from pack(items, words, "\n")
         else:
             yield from pack(re.split(r"(?<=[.!?])\s+", block), words, " ")
 

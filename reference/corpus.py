@@ -22,7 +22,7 @@ from reference.text import holds, parts, stands_verbatim
 KINDS = ["price_sheet", "product_note", "policy", "playbook", "battlecard", "case_study", "account_note", "call_summary", "faq"]
 QUESTION_KINDS = ["single", "multi", "comparison", "unanswerable", "out_of_domain", "restricted", "adversarial"]
 SHIPPED = Path(__file__).parent.parent / "datasets" / "corpus"
-SPLITS = ("train", "dev", "test")
+SPLITS = {"train": 0.5, "dev": 0.15, "test": 0.35}  # and the share of the questions that each gets
 EVERYBODY = "all"  # in a document: everybody may read it; as a role: somebody of whom nothing is known
 
 
@@ -60,9 +60,9 @@ class Corpus:
     def load(cls, folder: str | Path) -> Corpus:
         """Read every `*.md` of a folder. Raises CorpusError: no folder, no documents, a malformed or doubled one."""
         folder = Path(folder)
-        if not folder.is_dir():
-            raise CorpusError(f"{folder}: no such folder; name a folder of <id>@<effective>.md files")
         try:
+            if not folder.is_dir():
+                raise CorpusError(f"{folder}: no such folder; name a folder of <id>@<effective>.md files")
             paths = sorted(path for path in folder.iterdir() if path.suffix == ".md")
         except OSError as error:
             raise CorpusError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
@@ -163,7 +163,7 @@ def read_document(path: Path) -> Document:
     for key in ("id", "title", "kind", "effective", "roles"):
         if not meta.get(key):
             raise CorpusError(f"{path}: front matter has no {key}; add a line `{key}: …`")
-    if not isinstance(meta["effective"], date):
+    if type(meta["effective"]) is not date:  # a datetime is a date too
         raise CorpusError(f"{path}: effective {meta['effective']!r} is not a day; write it as 2026-11-21")
     roles = meta["roles"]
     if not isinstance(roles, list) or not all(isinstance(role, str) and role for role in roles):
@@ -224,7 +224,7 @@ class Fact:
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a JSON Lines file. Raises CorpusError naming the line that is not one."""
     rows = []
-    for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -378,10 +378,11 @@ def restrict_to_split(questions: Iterable[Question], split: str) -> list[Questio
     return [q for q in questions if q.split == split]
 
 
-def assign_splits(questions: list[Question], shares: dict[str, float]) -> list[Question]:
+def assign_splits(questions: list[Question], shares: dict[str, float] = SPLITS) -> list[Question]:
     """Questions split by fact: those that share a fact, directly or through others, land together.
 
-    Groups are dealt within each kind by a hash of their first fact (or question id), so that adding a question moves no other.
+    A group is dealt by a hash of its first fact in order of name (or of the question's id), so that adding a question moves
+    no other, unless it joins two groups.
     """
     group: dict[str, str] = {}
 
@@ -392,7 +393,8 @@ def assign_splits(questions: list[Question], shares: dict[str, float]) -> list[Q
 
     for q in questions:
         for fact in q.facts:
-            group[root(fact)] = root(q.facts[0])
+            first, later = sorted((root(fact), root(q.facts[0])))
+            group[later] = first
 
     def split(q: Question) -> str:
         name = root(q.facts[0]) if q.facts else q.id

@@ -7,6 +7,7 @@ leaves the old version serving, and `roll_back` is moving the tag. Vectors of un
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from reference.embedding import Embedder
 from reference.weights import cache_folder
 
 TABLE = "chunks"
-FORMAT = 1  # of the table; another number makes new cached indexes
+FORMAT = 2  # of the table; another number makes new cached indexes
 SERVING = "serving"
 APPROXIMATE_FROM = 20_000  # chunks; below, every vector is compared, above, an inverted file narrows the search
 COLUMNS = ["id", "document", "version", "title", "effective", "until", "roles", "account", "hash", "text"]
@@ -72,8 +73,8 @@ class Index:
     def _open(self) -> None:
         """Show the serving version. Raises CorpusError when the folder holds something damaged."""
         self.table = None
-        if not (self.folder / f"{TABLE}.lance").exists():
-            return
+        if not (self.folder / f"{TABLE}.lance" / "_versions").exists():
+            return  # nothing yet, or a first refresh that was killed
         with self._damage_in_one_line():
             table = lancedb.connect(self.folder).open_table(TABLE)
             if SERVING in table.tags.list():
@@ -96,7 +97,7 @@ class Index:
     @property
     def corpus_hash(self) -> str:
         """The hash of the corpus that the serving version was made from."""
-        return (self.table.schema.metadata or {}).get(b"corpus", b"").decode() if self.table else ""
+        return self.table.schema.metadata[b"corpus"].decode() if self.table else ""
 
     @property
     def served_versions(self) -> list[int]:
@@ -115,7 +116,7 @@ class Index:
     @property
     def roles(self) -> set[str]:
         """Every role that the corpus names, and `all`."""
-        return set((self.table.schema.metadata or {}).get(b"roles", b"").decode().split(",")) if self.table else set()
+        return set(json.loads(self.table.schema.metadata[b"roles"])) if self.table else set()
 
     def check_role(self, role: str) -> None:
         """Raises CorpusError for a role that no document names."""
@@ -136,6 +137,8 @@ class Index:
     def refresh(self, corpus: Corpus, progress: Callable[[str], None] = lambda _: None) -> Refresh:
         """Make the index hold exactly the chunks of `corpus`. Atomic: readers see the old version, then the new one."""
         nodes = chunk_corpus(corpus, self.words)
+        if not nodes:
+            raise CorpusError("this corpus has no text below its headings; write some, then refresh")
         with self._lock():
             self._open()
             known = self._vectors_by_hash()
@@ -170,17 +173,22 @@ class Index:
         """Every chunk of the serving version, of all days and roles, in order of id."""
         if not self.table:
             return []
-        rows = self.table.search().select(COLUMNS).limit(len(self)).to_list()
+        with self._damage_in_one_line():
+            rows = self.table.search().select(COLUMNS).limit(len(self)).to_list()
         return sorted((_node(row) for row in rows), key=lambda node: node.id_)
 
     def dense(self, question: str, role: str, day: date, k: int) -> list[NodeWithScore]:
         """The k readable current chunks whose vectors are nearest to the question's; the score is the cosine."""
+        if not self.table:
+            return []
         vector = self.embedder.embed([question])[0]
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine")
         return self._hits(query, role, day, k, "_distance", lambda distance: 1 - distance)
 
     def keyword(self, question: str, role: str, day: date, k: int) -> list[NodeWithScore]:
         """The k readable current chunks with the best BM25 score (Robertson and Zaragoza 2009), by LanceDB."""
+        if not self.table:
+            return []
         query = self.table.search(MatchQuery(question, "text"), query_type="fts")
         return self._hits(query, role, day, k, "_score", lambda score: score)
 
@@ -200,7 +208,8 @@ class Index:
     def _vectors_by_hash(self) -> dict[str, np.ndarray]:
         if not self.table:
             return {}
-        rows = self.table.search().select(["hash", "vector"]).limit(len(self)).to_arrow()
+        with self._damage_in_one_line():
+            rows = self.table.search().select(["hash", "vector"]).limit(len(self)).to_arrow()
         vectors = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return dict(zip(rows["hash"].to_pylist(), vectors.reshape(len(rows), -1), strict=True))
 
@@ -210,7 +219,7 @@ class Index:
         columns |= {"id": [node.id_ for node in nodes], "text": [node.text for node in nodes]}
         size = vectors.shape[1]
         types = {name: pa.list_(pa.string()) if name == "roles" else pa.string() for name in COLUMNS}
-        about = {"corpus": corpus.hash, "roles": ",".join(sorted(corpus.roles))}
+        about = {"corpus": corpus.hash, "roles": json.dumps(sorted(corpus.roles))}
         schema = pa.schema([*types.items(), ("vector", pa.list_(pa.float32(), size))], metadata=about)
         vector_column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), size)
         data = pa.table([*(pa.array(columns[name], types[name]) for name in COLUMNS), vector_column], schema=schema)

@@ -199,8 +199,18 @@ class LanguageModel:
         the model's context.
         """
         start = time.perf_counter()
-        rows = [self._read(index, prompt, max_new_tokens, start) for index, prompt in enumerate(prompts)]
-        done: list[Row] = []
+        read: dict[tuple[str, str], tuple] = {}  # systems that show the model the same text share its prefill
+        rows = []
+        for index, prompt in enumerate(prompts):
+            text = prompt.shared, prompt.own
+            if text not in read:
+                read[text] = self._read(prompt, max_new_tokens)
+            tokens, cache, logits = read[text]
+            constraint = prompt.constraint() if prompt.constraint else None
+            row = Row(index, cache, Drafter(tokens), len(tokens), self.end_tokens, constraint)
+            row.accept([], logits)
+            row.first_token_seconds = time.perf_counter() - start
+            rows.append(row)
         for row in rows if on_token else ():
             on_token(row.index, self.text(row.tokens))
         active = rows
@@ -209,13 +219,12 @@ class LanguageModel:
             finished = [row for row in active if row.finished or len(row.tokens) >= max_new_tokens]
             for row in finished:
                 row.seconds = time.perf_counter() - start
-            done += finished
             staying = [i for i, row in enumerate(active) if row not in finished]
             if not staying:
                 break
             if cache is None:
                 active = [active[i] for i in staying]
-                cache = Cache.stack([row.cache for row in active], max(row.capacity for row in active))
+                cache = Cache.stack([row.cache for row in active], max(row.cache.capacity for row in active))
             elif finished:
                 cache.keep_rows(staying)
                 active = [active[i] for i in staying]
@@ -229,8 +238,8 @@ class LanguageModel:
         """The text of generated tokens, without the end token."""
         return self.tokenizer.decode([t for t in tokens if t not in self.end_tokens])
 
-    def _read(self, index: int, prompt: Prompt, max_new_tokens: int, start: float) -> Row:
-        """Prefill one row, on top of its remembered shared beginning, and choose its first token."""
+    def _read(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], Cache, Tensor]:
+        """Prefill one prompt on top of its remembered shared beginning: its tokens, its cache and the next token's logits (1, V)."""
         head, remembered = self._prefix(prompt.shared)
         own = self.encode(prompt.own)
         length = len(head) + len(own)
@@ -242,11 +251,7 @@ class LanguageModel:
         if remembered:
             cache = Cache.stack([remembered], capacity)
         logits = self._forward(torch.tensor([own]), torch.arange(len(head), length)[None], cache, keep=1)
-        constraint = prompt.constraint() if prompt.constraint else None
-        row = Row(index, cache, capacity, Drafter(head + own), length, self.end_tokens, constraint)
-        row.accept([], logits[0])
-        row.first_token_seconds = time.perf_counter() - start
-        return row
+        return head + own, cache, logits[0]
 
     def _prefix(self, shared: str) -> tuple[list[int], Cache | None]:
         """Tokens, keys and values of a shared beginning; the most recently used few are kept."""
@@ -264,7 +269,8 @@ class LanguageModel:
 
     def _step(self, rows: list[Row], cache: Cache, max_new_tokens: int) -> None:
         """One pass: each row's last token and its guess go in; the guess's right beginning and one more token come out."""
-        drafts = [row.draft()[: max_new_tokens - len(row.tokens) - 1] for row in rows]
+        longest = max(1, LONGEST_DRAFT // len(rows))  # the other rows are padded to the longest guess
+        drafts = [row.draft()[: min(longest, max_new_tokens - len(row.tokens) - 1)] for row in rows]
         Q = 1 + max(map(len, drafts))
         inputs = torch.zeros(len(rows), Q, dtype=torch.long)
         for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
@@ -290,7 +296,6 @@ class Row:
 
     index: int
     cache: Cache
-    capacity: int
     drafter: Drafter
     tokens_in: int
     end_tokens: set[int]
@@ -302,7 +307,7 @@ class Row:
 
     def draft(self) -> list[int]:
         forced = self.constraint.forced() if self.constraint else []
-        return forced[:LONGEST_DRAFT] or self.drafter.guess()
+        return forced or self.drafter.guess()
 
     def accept(self, draft: list[int], logits: Tensor) -> None:
         """Keep the guess as far as the model agrees, and the model's own next token. logits: (≥ 1 + len(draft), V)."""

@@ -7,7 +7,16 @@ from datetime import date
 
 import pytest
 
-from reference.corpus import QUESTION_KINDS, SHIPPED, Corpus, load_facts, load_questions, validate_facts, validate_questions
+from reference.corpus import (
+    QUESTION_KINDS,
+    SHIPPED,
+    Corpus,
+    assign_splits,
+    load_facts,
+    load_questions,
+    validate_facts,
+    validate_questions,
+)
 
 DATASETS = SHIPPED.parent
 RELEASE = date(2026, 11, 21)
@@ -66,6 +75,10 @@ def test_there_are_enough_questions_of_every_kind_and_on_changed_facts(questions
     assert len(questions) >= 300
     assert all(kinds[kind] >= 25 for kind in QUESTION_KINDS), kinds
     assert sum(question.old_answer is not None for question in questions) >= 40
+
+
+def test_the_splits_are_the_ones_that_assign_splits_deals(questions):
+    assert assign_splits(questions) == questions
 
 
 def test_every_split_holds_every_kind(questions):

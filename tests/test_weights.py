@@ -323,7 +323,7 @@ def try_points(action, state, prepare):
     seconds = time.perf_counter() - start
     chance = random.Random(0)
     at = [{"line": chance.randint(1, lines)} for _ in range(points // 2 - 2)] + [{"line": 1}, {"line": lines}]
-    at += [{"seconds": chance.uniform(0, seconds)} for _ in range(points - len(at))]
+    at += [{"seconds": chance.uniform(0, 3 * seconds)} for _ in range(points - len(at) - 1)] + [{"seconds": 1 + 9 * seconds}]
     found = []
     for point in at:
         prepare()
