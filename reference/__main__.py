@@ -123,8 +123,7 @@ def show(replies: list, as_json: bool, one: bool = False) -> None:
 def evaluate(options) -> int:
     from tqdm import tqdm
 
-    from reference import evaluation
-    from reference.system import open_grid
+    from reference import evaluation, system
 
     if options.json:
         try:
@@ -140,12 +139,13 @@ def evaluate(options) -> int:
     questions = questions[: options.limit]
     if not questions:
         raise CorpusError(f"no questions of split {options.split!r}; try --split all")
-    grid = open_grid(options.corpus, corpus)
+    grid = system.open_grid(options.corpus, corpus)
     systems = choose(grid, options.systems.split(",") if options.systems else list(grid))
     with tqdm(total=len(questions) * len(systems), unit="answer", disable=None) as bar:
         rows = evaluation.evaluate(systems, questions, corpus, facts, bar.update)
     print(evaluation.table_text(evaluation.summarise(rows)))
     print(evaluation.paired_text(evaluation.paired_tests(rows)))
+    print(f"seconds are of batches of {system.BATCH} answers; {len(questions)} questions of split {options.split}")
     if options.json:
         index = next((s.index for s in systems if s.index), None)
         settings = {
@@ -157,6 +157,7 @@ def evaluate(options) -> int:
             "embedder": index.embedder.id if index else None,
             "index_version": index.version if index else None,
             "systems": [s.name for s in systems],
+            "batch": system.BATCH,
         }
         write_text(options.json, json.dumps(evaluation.report(rows, settings), ensure_ascii=False, indent=1, default=str))
         print(f"written: {options.json}")

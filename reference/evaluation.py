@@ -88,6 +88,8 @@ def score(
     right = [c for c in checked.citations if citation_is_right(c, q)]
     if checked.citations:
         scores["citation_precision"] = (len(right), len(checked.citations))
+    if reply.status == "answered":
+        scores["accepted_right"] = (matches(claimed, q.right_answers), 1)
     if q.answer is None:
         scores["declines"] = (reply.status == "declined", 1)
     else:
@@ -103,6 +105,7 @@ def score(
         if reply.record["retrieval"] is not None:
             possible = sum(is_gold(node, q) for node in nodes if current_and_readable(node, q))
             scores |= ranking_scores([is_gold(hit.node, q) for hit in reply.found], possible)
+            scores["shown_rate"] = (any(is_gold(hit.node, q) for hit in reply.shown), 1)
     scores |= {
         "first_token_seconds": (reply.seconds["first_token"], 1),
         "seconds": (reply.seconds["total"], 1),

@@ -239,7 +239,7 @@ class LanguageModel:
         return self.tokenizer.decode([t for t in tokens if t not in self.end_tokens])
 
     def _read(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], Cache, Tensor]:
-        """Prefill one prompt on top of its remembered shared beginning: its tokens, its cache and the next token's logits (1, V)."""
+        """Prefill one prompt on its remembered shared beginning: tokens, cache, the next token's logits (1, V)."""
         head, remembered = self._prefix(prompt.shared)
         own = self.encode(prompt.own)
         length = len(head) + len(own)

@@ -152,6 +152,8 @@ def test_a_right_answer_with_a_right_citation_has_every_metric(metrics, rent, fe
         "hit_rate": (1, 1),
         "mrr": (1 / 2, 1),
         "ndcg": (pytest.approx(1 / math.log2(3)), 1),
+        "shown_rate": (1, 1),
+        "accepted_right": (1, 1),
         "first_token_seconds": (0.5, 1),
         "seconds": (2.0, 1),
         "tokens_in": (300, 1),
