@@ -22,7 +22,7 @@ NAMES = ["base", "rag", "prompted", "prompted_constrained"]
 QUESTION = "What does a Maré Duo cost a month?"
 RATES = {
     "answer_accuracy", "token_f1", "freshness", "staleness", "citation_precision", "citation_recall", "format_validity",
-    "declines", "wrong_declines", "leaks", "hit_rate", "mrr", "ndcg",
+    "declines", "wrong_declines", "leaks", "hit_rate", "shown_rate", "mrr", "ndcg", "accepted_right",
 }  # fmt: skip
 COSTS = {"first_token_seconds", "seconds", "tokens_in", "tokens_out"}
 
