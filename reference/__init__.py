@@ -1,7 +1,8 @@
 """RAG or fine-tuning, or both? The package behind the notebooks: small modules, each named after one concept.
 
-Read them in the order that data flows: text, corpus, weights, model, chunks, embedding, index, retrieval, answer, system,
-evaluation, doctor. Each imports only those above it. Heavy libraries load on first use, so `import reference` is quick.
+Read them in the order that data flows: text, corpus, weights, adapters, model, chunks, embedding, index, retrieval, answer,
+system, evaluation, lora, tuning, leads, voice, lessons, doctor. Each imports only those above it. Heavy libraries load on
+first use, so `import reference` is quick.
 """
 
 import os

@@ -1,10 +1,11 @@
-"""The command line: `python -m reference doctor | ask | compare | evaluate`."""
+"""The command line: `python -m reference doctor | ask | compare | evaluate | train`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--split", choices=[*SPLITS, "all"], default="test")
     command.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     command.add_argument("--json", type=Path, metavar="OUT", help="write settings, metrics and rows to this file")
+    command = commands.add_parser("train", help="rebuild a shipped adapter from its data")
+    command.add_argument("name", metavar="NAME", help="closed_book, qualify or voice")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="write it there (default: a new version in adapters/, if it passes the gate)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the first weights and of the order of the examples")
+    command.set_defaults(run=train)
     return top
 
 
@@ -162,6 +170,50 @@ def evaluate(options) -> int:
         write_text(options.json, json.dumps(evaluation.report(rows, settings), ensure_ascii=False, indent=1, default=str))
         print(f"written: {options.json}")
     return 0
+
+
+def train(options) -> int:
+    from tqdm import tqdm
+
+    from reference import lessons, tuning
+    from reference.adapters import Registry, write_card
+    from reference.model import LanguageModel
+
+    if options.name not in lessons.COURSES:
+        raise CorpusError(f"unknown adapter {options.name!r}; choose from {', '.join(lessons.COURSES)}")
+    course, registry = lessons.COURSES[options.name], Registry()
+    folder = options.out or registry.root / f"new-{course.name}"
+    examples = [case.example for case in course.cases("train")]
+    recipe = replace(course.recipe, seed=options.seed)
+    with tqdm(unit="step", disable=None) as bar:
+
+        def progress(p: tuning.Progress) -> None:
+            bar.total, bar.n = p.steps, p.step
+            bar.set_postfix_str(
+                f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s, {p.seconds_left / 60:.0f} minutes left"
+            )
+
+        card = tuning.train(examples, folder, recipe, course.data, course.not_fit_for, progress, name=course.name)
+    model = LanguageModel.load()
+    rows = {}
+    for split in ("dev", "test"):
+        cases = course.cases(split)
+        with tqdm(total=len(cases), unit="answer", desc=split, disable=None) as bar:
+            rows[split] = lessons.examine(model, course, cases, model.load_adapter(folder), bar.update)
+    card = replace(card, scores={split: lessons.scores(found) for split, found in rows.items()})
+    write_card(folder, card)
+    print(card.page())
+    if options.out:
+        return 0
+
+    def judge(candidate: Path, current: Path | None) -> list[str]:
+        before = lessons.examine(model, course, course.cases("dev"), model.load_adapter(current)) if current else []
+        return lessons.objections(course, rows["dev"], before)
+
+    version = registry.add(course.name, folder)
+    reasons = registry.promote(course.name, version, judge)
+    print(f"version {version}: " + ("promoted" if not reasons else "not promoted: " + "; ".join(reasons)))
+    return 0 if not reasons else 1
 
 
 def doctor(options) -> int:

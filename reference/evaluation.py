@@ -47,6 +47,11 @@ class Row:
     scores: dict[str, tuple[float, float]]
 
     @property
+    def key(self) -> str:
+        """What pairs rows of two systems."""
+        return self.question.id
+
+    @property
     def cluster(self) -> str:
         """What is redrawn as a whole: the question's first fact, or the question itself."""
         return self.question.facts[0] if self.question.facts else self.question.id
@@ -224,12 +229,10 @@ def paired_test(rows: Sequence[Row], metric: str, first: str, second: str) -> di
 
     Raises ValueError when the two share no question that has the metric.
     """
-    value = {
-        (row.system, row.question.id): row.scores[metric][0] / row.scores[metric][1] for row in rows if metric in row.scores
-    }
+    value = {(row.system, row.key): row.scores[metric][0] / row.scores[metric][1] for row in rows if metric in row.scores}
     clusters: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        a, b = (first, row.question.id), (second, row.question.id)
+        a, b = (first, row.key), (second, row.key)
         if row.system == first and a in value and b in value:
             clusters[row.cluster].append(value[a] - value[b])
     if not clusters:

@@ -16,12 +16,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reference import weights
+from reference.adapters import Card, read_card
 
 LONGEST_DRAFT = 16  # guessed tokens checked in one pass
 NGRAM = 3  # tokens that must match for a guess
@@ -32,12 +34,13 @@ REMEMBERED_PREFIXES = 8
 class Prompt:
     """What the model reads: chat text in two pieces. `shared` ends where prompts begin to differ, at a special token.
 
-    `constraint` makes a `Constraint` that limits which tokens may come.
+    `constraint` makes a `Constraint` that limits which tokens may come. `adapter` is the id of a loaded adapter.
     """
 
     shared: str
     own: str
     constraint: Callable[[], Constraint] | None = None
+    adapter: str | None = None
 
 
 @dataclass
@@ -146,7 +149,8 @@ class LanguageModel:
         ends = network.generation_config.eos_token_id
         self.end_tokens = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
         self.control_tokens = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        self.prefixes: OrderedDict[str, tuple[list[int], Cache]] = OrderedDict()
+        self.prefixes: OrderedDict[tuple[str | None, str], tuple[list[int], Cache]] = OrderedDict()
+        self.adapters: dict[str, Card] = {}
 
     @classmethod
     def load(cls, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -163,6 +167,24 @@ class LanguageModel:
             return cls(network, AutoTokenizer.from_pretrained(place), id)
         except OSError as error:
             raise weights.cannot_load(place, "REFERENCE_MODEL", error) from None
+
+    def load_adapter(self, folder: str | Path) -> str:
+        """Make an adapter available to prompts, by PEFT; the base and other adapters stay as they are. Returns its id: the
+        name with the start of its weights' sha256. Loading it again does nothing.
+
+        Raises AdapterError: no card, damaged weights, or trained on another base.
+        """
+        from peft import PeftModel
+
+        card = read_card(folder, self.id)
+        if card.id not in self.adapters:
+            if self.adapters:
+                self.network.load_adapter(folder, card.id)
+            else:
+                self.network = PeftModel.from_pretrained(self.network, folder, adapter_name=card.id)
+            self.network.eval()
+            self.adapters[card.id] = card
+        return card.id
 
     def chat(self, messages: list[dict[str, str]]) -> Prompt:
         """The model's chat format for `messages` (role, content); the last one is the part of its own.
@@ -199,15 +221,17 @@ class LanguageModel:
         the model's context.
         """
         start = time.perf_counter()
-        read: dict[tuple[str, str], tuple] = {}  # systems that show the model the same text share its prefill
+        if unknown := {prompt.adapter for prompt in prompts} - {None, *self.adapters}:
+            raise ValueError(f"no adapter {min(unknown)!r} is loaded; there are {', '.join(self.adapters) or 'none'}")
+        read: dict[tuple, tuple] = {}  # systems that show the same model the same text share its prefill
         rows = []
         for index, prompt in enumerate(prompts):
-            text = prompt.shared, prompt.own
-            if text not in read:
-                read[text] = self._read(prompt, max_new_tokens)
-            tokens, cache, logits = read[text]
+            key = prompt.adapter, prompt.shared, prompt.own
+            if key not in read:
+                read[key] = self._read(prompt, max_new_tokens)
+            tokens, cache, logits = read[key]
             constraint = prompt.constraint() if prompt.constraint else None
-            row = Row(index, cache, Drafter(tokens), len(tokens), self.end_tokens, constraint)
+            row = Row(index, prompt.adapter, cache, Drafter(tokens), len(tokens), self.end_tokens, constraint)
             row.accept([], logits)
             row.first_token_seconds = time.perf_counter() - start
             rows.append(row)
@@ -240,7 +264,7 @@ class LanguageModel:
 
     def _read(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], Cache, Tensor]:
         """Prefill one prompt on its remembered shared beginning: tokens, cache, the next token's logits (1, V)."""
-        head, remembered = self._prefix(prompt.shared)
+        head, remembered = self._prefix(prompt.adapter, prompt.shared)
         own = self.encode(prompt.own)
         length = len(head) + len(own)
         capacity = length + max_new_tokens + LONGEST_DRAFT + 1
@@ -250,22 +274,23 @@ class LanguageModel:
         cache = Cache(capacity)
         if remembered:
             cache = Cache.stack([remembered], capacity)
-        logits = self._forward(torch.tensor([own]), torch.arange(len(head), length)[None], cache, keep=1)
+        logits = self._forward(torch.tensor([own]), torch.arange(len(head), length)[None], cache, [prompt.adapter], keep=1)
         return head + own, cache, logits[0]
 
-    def _prefix(self, shared: str) -> tuple[list[int], Cache | None]:
+    def _prefix(self, adapter: str | None, shared: str) -> tuple[list[int], Cache | None]:
         """Tokens, keys and values of a shared beginning; the most recently used few are kept."""
         if not shared:
             return [], None
-        if shared not in self.prefixes:
+        key = adapter, shared
+        if key not in self.prefixes:
             tokens = self.encode(shared)
             cache = Cache(len(tokens))
-            self._forward(torch.tensor([tokens]), torch.arange(len(tokens))[None], cache, keep=1)
-            self.prefixes[shared] = tokens, cache
+            self._forward(torch.tensor([tokens]), torch.arange(len(tokens))[None], cache, [adapter], keep=1)
+            self.prefixes[key] = tokens, cache
             if len(self.prefixes) > REMEMBERED_PREFIXES:
                 self.prefixes.popitem(last=False)
-        self.prefixes.move_to_end(shared)
-        return self.prefixes[shared]
+        self.prefixes.move_to_end(key)
+        return self.prefixes[key]
 
     def _step(self, rows: list[Row], cache: Cache, max_new_tokens: int) -> None:
         """One pass: each row's last token and its guess go in; the guess's right beginning and one more token come out."""
@@ -276,16 +301,23 @@ class LanguageModel:
         for i, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
             inputs[i, : 1 + len(draft)] = torch.tensor([row.tokens[-1], *draft])
         starts = torch.tensor([row.tokens_in + len(row.tokens) - 1 for row in rows])
-        logits = self._forward(inputs, starts[:, None] + torch.arange(Q), cache, keep=Q)
+        logits = self._forward(inputs, starts[:, None] + torch.arange(Q), cache, [row.adapter for row in rows], keep=Q)
         for row, draft, row_logits in zip(rows, drafts, logits, strict=True):
             row.accept(draft, row_logits)
 
-    def _forward(self, tokens: Tensor, positions: Tensor, cache: Cache, keep: int) -> Tensor:
-        """Logits (B, keep, V) of the last `keep` tokens. tokens, positions: (B, Q)."""
+    def _forward(self, tokens: Tensor, positions: Tensor, cache: Cache, adapters: list[str | None], keep: int) -> Tensor:
+        """Logits (B, keep, V) of the last `keep` tokens. tokens, positions: (B, Q); adapters: of each row."""
         cache.move_to(positions)
         mask = torch.arange(cache.length) <= positions[:, None, :, None]  # (B, 1, Q, L): a token sees itself and what is before
+        which = {"adapter_names": [name or "__base__" for name in adapters]} if self.adapters else {}
         out = self.network(
-            tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=keep
+            tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+            **which,
         )
         return out.logits
 
@@ -295,6 +327,7 @@ class Row:
     """One prompt being continued."""
 
     index: int
+    adapter: str | None
     cache: Cache
     drafter: Drafter
     tokens_in: int

@@ -16,6 +16,7 @@ from pathlib import Path
 from llama_index.core.schema import NodeWithScore
 
 from reference import answer as contract
+from reference.adapters import Registry
 from reference.corpus import EVERYBODY, Corpus, CorpusError, Question, to_day
 from reference.embedding import load_embedder
 from reference.index import Index
@@ -89,7 +90,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class System:
-    """One system of the grid. `index` is its sheet music; `examples` are worked examples in the prompt."""
+    """One system of the grid. `index` is its sheet music, `adapter` its lessons (a folder), `examples` are worked examples."""
 
     name: str
     model: LanguageModel
@@ -97,6 +98,7 @@ class System:
     settings: Settings = Settings()
     examples: tuple[dict, ...] = ()
     constrained: bool = False
+    adapter: Path | None = None
     records: Path | None = None  # a JSON Lines file to which every answer's record is appended
 
     def ask(self, question: str, role: str = EVERYBODY, as_of: date | str | None = None) -> Reply:
@@ -121,6 +123,8 @@ class System:
 
     def prompt(self, ask: Ask, shown: Sequence[NodeWithScore]) -> Prompt:
         prompt = self.model.chat(contract.messages(ask.question, shown, self.examples))
+        if self.adapter:
+            prompt = replace(prompt, adapter=self.model.load_adapter(self.adapter))
         if not self.constrained:
             return prompt
         # A sentence with one of the model's control tokens in it can be read, but never be forced upon the model as a quote.
@@ -129,15 +133,21 @@ class System:
 
 
 def build_grid(
-    model: LanguageModel, index: Index | None, settings: Settings = Settings(), records: Path | None = None
+    model: LanguageModel,
+    index: Index | None,
+    settings: Settings = Settings(),
+    records: Path | None = None,
+    registry: Registry = Registry(),
 ) -> dict[str, System]:
-    """Every system there is, by name: {"base": System, …}."""
+    """Every system there is, by name: {"base": System, …}. Those with lessons are there when an adapter for this model is."""
     parts = {
         "base": {},
         "rag": {"index": index},
         "prompted": {"index": index, "examples": contract.EXAMPLES},
         "prompted_constrained": {"index": index, "examples": contract.EXAMPLES, "constrained": True},
     }
+    if lessons := registry.for_base("closed_book", model.id):
+        parts |= {"tuned": {"adapter": lessons}, "rag_tuned": {"index": index, "adapter": lessons}}
     return {name: System(name, model, settings=settings, records=records, **chosen) for name, chosen in parts.items()}
 
 
@@ -208,7 +218,7 @@ def finish(system: System, ask: Ask, found: list[NodeWithScore], generation: Gen
         "retrieval": asdict(system.settings) if system.index else None,
         "chunks": [{"id": h.node.id_, "score": h.score, "shown": h in shown} for h in found],
         "model": system.model.id,
-        "adapter": None,
+        "adapter": adapter_id(system),
         "tokens": tokens,
         "seconds": seconds,
         "raw": generation.text,
@@ -217,6 +227,10 @@ def finish(system: System, ask: Ask, found: list[NodeWithScore], generation: Gen
     if system.records:
         append_record(system.records, record)
     return Reply(system.name, ask, checked, tuple(found), tuple(shown), generation.text, tokens, seconds, record)
+
+
+def adapter_id(system: System) -> str | None:
+    return system.model.load_adapter(system.adapter) if system.adapter else None
 
 
 def append_record(path: Path, record: dict) -> None:
@@ -236,6 +250,8 @@ def replay(record: dict, grid: dict[str, System]) -> Reply:
         raise CorpusError(f"the record is of system {record['system']!r}; here are {', '.join(grid)}")
     if record["model"] != system.model.id:
         raise CorpusError(f"the record is of model {record['model']}; this is {system.model.id}")
+    if record["adapter"] != adapter_id(system):
+        raise CorpusError(f"the record is of adapter {record['adapter']}; {system.name} here has {adapter_id(system)}")
     if record["retrieval"]:
         if system.index is None:
             raise CorpusError("the record is of a system that read documents; replay it with an index")

@@ -150,7 +150,7 @@ def test_a_remembered_beginning_stays_as_it_was_and_the_least_used_is_dropped(ti
     many = [Prompt(f"<|im_start|>system\nRule {i}.<|im_end|>\n", TEXTS[i % 5]) for i in range(module.REMEMBERED_PREFIXES + 4)]
     first = [tokens_of(model, prompt, max_new_tokens=6)[0] for prompt in many]
     assert len(model.prefixes) == module.REMEMBERED_PREFIXES
-    assert many[-1].shared in model.prefixes and many[0].shared not in model.prefixes
+    assert (None, many[-1].shared) in model.prefixes and (None, many[0].shared) not in model.prefixes
     assert [tokens_of(model, prompt, max_new_tokens=6)[0] for prompt in many] == first
     alone = [tokens_of(model, own(prompt.shared + prompt.own), max_new_tokens=6)[0] for prompt in many]
     assert first == alone

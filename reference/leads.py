@@ -1,0 +1,203 @@
+"""Lead qualification: a text goes in, one scored JSON object comes out, by a rubric that is a document of the corpus.
+
+The rubric is read from the document itself, so a new version of the document is a new rubric. A case says which level each
+criterion has; everything else of its label (points, band, reason, next step) follows by `Rubric.label`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reference.corpus import Corpus, CorpusError, Document, read_jsonl, to_day
+
+RUBRIC = "PBK-QUALIFICATION-RUBRIC"
+CRITERIA = ("budget", "authority", "need", "timeline", "fit")
+BLOCKING = ("budget", "authority", "need")  # zero points on one of them block band A
+LOW_ORDER = ("need", "authority", "budget", "fit", "timeline")  # ties of R-LOW codes
+UNKNOWN = "unknown"
+ASK_STEP = "SDR asks the missing question within one working day"
+SHIPPED_LEADS = Path(__file__).parent.parent / "datasets" / "leads"
+
+
+class Points(BaseModel):
+    """Points of each criterion; None where the text does not say."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    budget: int | None
+    authority: int | None
+    need: int | None
+    timeline: int | None
+    fit: int | None
+
+
+class Label(BaseModel):
+    """What the qualification of a lead must emit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    points: Points
+    total: int
+    band: Literal["A", "B", "C", "D"]
+    reason: str
+    next_step: str
+    missing: list[str]
+
+    def to_text(self) -> str:
+        """The one way to write a label: JSON on one line."""
+        return json.dumps(self.model_dump())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One lead. `levels` maps each criterion to a level of the rubric or to "unknown"."""
+
+    id: str
+    account: str
+    channel: str
+    product: str
+    place: str
+    written_on: date
+    text: str
+    levels: dict[str, str]
+    split: str  # train, dev, test; shifted: product, region and channel that train never shows
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """Points by criterion and level, band floors and next steps, as one version of the document states them."""
+
+    points: dict[str, dict[str, int]]
+    floors: dict[str, int]  # band -> least total
+    steps: dict[str, str]
+
+    @classmethod
+    def of(cls, document: Document) -> Rubric:
+        """Read the tables of a rubric document. Raises CorpusError when one is missing."""
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in document.text.split("\n")]
+        points = {
+            row[0].lower(): {level: int(value) for level, value in re.findall(r"(.+?): (\d+)(?:, |$)", row[1])}
+            for row in rows
+            if len(row) == 2 and row[0].lower() in CRITERIA
+        }
+        bands = {row[0][5:]: row for row in rows if len(row) == 3 and re.fullmatch("Band [A-D]", row[0])}
+        if set(points) != set(CRITERIA) or set(bands) != set("ABCD"):
+            raise CorpusError(
+                f"{document.version}: not a rubric; it needs a row for each of {', '.join(CRITERIA)} and four bands"
+            )
+        floors = {band: int(row[1].split()[0]) for band, row in bands.items()}
+        return cls(points, floors, {band: row[2] for band, row in bands.items()})
+
+    @classmethod
+    def on(cls, corpus: Corpus, day: date | str) -> Rubric:
+        """The rubric in force on a day."""
+        return cls.of(corpus.as_of(day).get(RUBRIC))
+
+    def label(self, levels: dict[str, str]) -> Label:
+        """The label that follows from the levels. Raises CorpusError for a level that the rubric does not have."""
+        for criterion in CRITERIA:
+            if levels.get(criterion) not in (*self.points[criterion], UNKNOWN):
+                raise CorpusError(
+                    f"unknown level {levels.get(criterion)!r} of {criterion}; there are {', '.join(self.points[criterion])}"
+                )
+        points = {c: self.points[c].get(levels[c]) for c in CRITERIA}
+        total = sum(value or 0 for value in points.values())
+        no_service = levels["fit"] == min(self.points["fit"], key=self.points["fit"].get)
+        zeros = [c for c in BLOCKING if not points[c]]
+        band = next(band for band, floor in sorted(self.floors.items()) if total >= floor)
+        lowered = band == "A" and bool(zeros)
+        band = "D" if no_service else "B" if lowered else band
+        asks = [c for c in zeros if points[c] is None] if lowered and not no_service else []
+        if no_service:
+            reason = "R-NOFIT"
+        elif band == "A":
+            reason = "R-READY"
+        elif asks:
+            reason = f"R-ASK-{asks[0].upper()}"
+        else:
+            below = {c: max(self.points[c].values()) - (points[c] or 0) for c in CRITERIA}
+            reason = f"R-LOW-{max(LOW_ORDER, key=lambda c: below[c]).upper()}"
+        step = ASK_STEP if asks else self.steps[band]
+        missing = [c for c in CRITERIA if points[c] is None]
+        return Label(points=Points(**points), total=total, band=band, reason=reason, next_step=step, missing=missing)
+
+
+def load_cases(path: str | Path, noise: str | Path | None = None) -> list[Case]:
+    """The cases of a file; `noise` names a file of wrong levels, {id, levels}, that replace those of some cases.
+
+    Raises CorpusError for a malformed row.
+    """
+    wrong = {row["id"]: row["levels"] for row in read_jsonl(Path(noise))} if noise else {}
+    cases = []
+    for number, row in enumerate(read_jsonl(Path(path)), 1):
+        try:
+            changes = {"written_on": to_day(row.get("written_on")), "levels": wrong.get(row.get("id"), row.get("levels"))}
+            cases.append(Case(**row | changes))
+        except TypeError as error:
+            raise CorpusError(f"{path}: case {number}: {error}; a case has {', '.join(Case.__dataclass_fields__)}") from None
+    return cases
+
+
+def parse(raw: str) -> Label | None:
+    """The label as emitted, or None when it is not exactly one object of the schema. Nothing is repaired."""
+    try:
+        return Label.model_validate_json(raw)
+    except ValidationError:
+        return None
+
+
+def score(raw: str, gold: Label) -> dict[str, tuple[float, float]]:
+    """What one output adds to each metric, as (numerator, denominator)."""
+    found = parse(raw)
+    hits = {
+        "format_validity": found is not None,
+        "band_accuracy": found is not None and found.band == gold.band,
+        "reason_accuracy": found is not None and found.reason == gold.reason,
+        "next_step_accuracy": found is not None and found.next_step == gold.next_step,
+        "all_right": found == gold,
+        "consistent": found is not None and found.total == sum(v or 0 for v in found.points.model_dump().values()),
+    }
+    right = sum(getattr(found.points, c) == getattr(gold.points, c) for c in CRITERIA) if found else 0
+    return {name: (float(hit), 1) for name, hit in hits.items()} | {"point_accuracy": (right, len(CRITERIA))}
+
+
+def validate_cases(cases: Iterable[Case], corpus: Corpus) -> list[str]:
+    """Problems of a set of cases, one line each: a level that the rubric lacks, an account in two splits, a doubled text."""
+    problems, split_of, seen = [], {}, {}
+    for case in cases:
+        try:
+            Rubric.on(corpus, case.written_on).label(case.levels)
+        except CorpusError as error:
+            problems.append(f"case {case.id}: {error}")
+        if split_of.setdefault(case.account, case.split) != case.split:
+            problems.append(f"case {case.id}: account {case.account} is in splits {split_of[case.account]} and {case.split}")
+        if (other := seen.setdefault(" ".join(case.text.split()), case.id)) != case.id:
+            problems.append(f"case {case.id}: the same text as {other}")
+    return problems
+
+
+# --- as a lesson ------------------------------------------------------------------------------------------------------
+
+INSTRUCTION = (
+    "You qualify sales leads. Reply in JSON: the points for budget, authority, need, timeline and fit (null if the text does"
+    " not say), their total, band, reason code, next step, and what is missing."
+)
+
+
+def messages(case: Case, rubric: str = "", examples: Iterable[tuple[Case, Label]] = ()) -> tuple[dict, ...]:
+    """The chat that asks for a label: instruction (and the rubric's text, if given), worked examples, the lead."""
+    turns = [{"role": "system", "content": f"{INSTRUCTION}\n\n{rubric}".strip()}]
+    for example, label in examples:
+        turns += [{"role": "user", "content": render(example)}, {"role": "assistant", "content": label.to_text()}]
+    return (*turns, {"role": "user", "content": render(case)})
+
+
+def render(case: Case) -> str:
+    """A lead as the model reads it."""
+    return f"{case.channel.capitalize()}, {case.written_on}:\n{case.text}"

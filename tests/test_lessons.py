@@ -1,0 +1,92 @@
+"""The three courses: their cases are right by their own scores, and the gate stops what is worse."""
+
+import json
+
+import pytest
+
+from reference.corpus import SHIPPED, Corpus, load_facts
+from reference.lessons import COURSES, DATASETS, Case, Course, Row, examine, first_state, objections, scores
+from reference.tuning import Recipe
+
+
+@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_the_right_answer_of_every_case_scores_in_full(name, split):
+    cases = COURSES[name].cases(split)
+    assert cases and {n / d for case in cases for n, d in case.score(case.answer).values()} == {1}
+    assert len({case.id for case in cases}) == len(cases)
+
+
+@pytest.mark.parametrize("name", ["qualify", "voice"])
+def test_no_cluster_is_in_two_splits(name):
+    train, dev, test = ({case.cluster for case in COURSES[name].cases(split)} for split in ("train", "dev", "test"))
+    assert not train & dev and not train & test and not dev & test
+
+
+def test_the_closed_book_asks_the_same_facts_in_other_words():
+    train, dev, test = (COURSES["closed_book"].cases(split) for split in ("train", "dev", "test"))
+    assert {c.cluster for c in train} == {c.cluster for c in dev} == {c.cluster for c in test}
+    asked = [case.messages[-1]["content"].lower() for case in (*train, *dev, *test)]
+    assert len(set(asked)) == len(asked) == 6 * 240
+
+
+def test_the_closed_book_holds_the_first_state_and_half_of_it_changes():
+    corpus, facts = Corpus.load(SHIPPED), load_facts(DATASETS / "facts.jsonl")
+    known = first_state(corpus, facts)
+    now = {
+        f.fact: f.value for f in facts if not f.outdated and f.version in {d.version for d in corpus.as_of(corpus.releases[-1])}
+    }
+    learned = {case.cluster: json.loads(case.answer)["answer"] for case in COURSES["closed_book"].cases("test")}
+    assert all(known[fact].value == value for fact, value in learned.items())
+    assert sum(now[fact] != value for fact, value in learned.items()) == 120
+
+
+def test_no_question_of_the_closed_book_gives_its_answer_away():
+    from reference.text import holds
+
+    given = [
+        case.id
+        for case in COURSES["closed_book"].cases("test")
+        if holds(case.messages[-1]["content"], json.loads(case.answer)["answer"])
+    ]
+    assert given == []
+
+
+# --- examination and gate -----------------------------------------------------------------------------------------------
+
+COURSE = Course("sums", lambda split: [], (), Recipe(), "right", {"in_form": 0.9}, 8, "anything")
+
+
+def rows(system, right, in_form=1.0, n=40):
+    flags = [(i < right * n, i < in_form * n) for i in range(n)]
+    return [Row(system, str(i), str(i), "", {"right": (a, 1), "in_form": (b, 1)}) for i, (a, b) in enumerate(flags)]
+
+
+def test_an_equal_and_a_better_candidate_pass():
+    assert objections(COURSE, rows("new", 0.5)) == []
+    assert objections(COURSE, rows("new", 0.5), rows("old", 0.5)) == []
+    assert objections(COURSE, rows("new", 0.9), rows("old", 0.5)) == []
+
+
+def test_a_worse_candidate_is_refused_with_the_difference():
+    [reason] = objections(COURSE, rows("new", 0.5), rows("old", 0.9))
+    assert "right is worse" in reason and "-40.0 points" in reason
+
+
+def test_a_difference_that_may_be_chance_is_no_reason():
+    assert objections(COURSE, rows("new", 0.875), rows("old", 0.9)) == []
+
+
+def test_a_broken_floor_is_refused_even_when_the_answers_are_better():
+    assert objections(COURSE, rows("new", 1.0, in_form=0.8), rows("old", 0.5)) == ["in_form is 80.0%, the floor is 90%"]
+
+
+def test_an_examination_scores_what_the_model_writes(tiny_model):
+    cases = [
+        Case(str(n), str(n), ({"role": "user", "content": f"Say {n}."},), "x", lambda raw: {"letters": (len(raw), 1)})
+        for n in range(10)
+    ]
+    found = examine(tiny_model, COURSE, cases)
+    assert [row.key for row in found] == [str(n) for n in range(10)] and {row.system for row in found} == {"base"}
+    assert all(row.scores["letters"][0] == len(row.raw) for row in found)
+    assert scores(found)["letters"]["n"] == 10
