@@ -336,3 +336,43 @@ def test_no_role_is_ever_shown_what_it_may_not_read(grid, harbour):
             assert not secret & set(ids(reply.found))
             assert reply.status != "answered" or "€3,150" not in reply.answer
     assert secret & set(ids(grid["rag"].ask(question, "owner", DAY).found))
+
+
+# --- systems with lessons -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lessons(tiny_model, tmp_path, monkeypatch):
+    """A registry with a promoted closed_book adapter for a tiny model, and that model."""
+    from reference import tuning
+    from reference.adapters import Registry
+    from reference.model import LanguageModel
+    from reference.tuning import Example, Recipe
+
+    tiny_model.network.save_pretrained(tmp_path / "base")
+    tiny_model.tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setenv("REFERENCE_MODEL", str(tmp_path / "base"))
+    example = Example(tuple(contract.messages("What does it cost?", [])), '{"answer": "€1", "evidence": []}')
+    tuning.train([example], tmp_path / "closed_book", Recipe(rank=2, epochs=1))
+    registry = Registry(tmp_path / "adapters")
+    registry.promote("closed_book", registry.add("closed_book", tmp_path / "closed_book"), lambda *_: [])
+    return registry, LanguageModel.load()
+
+
+def test_the_grid_has_tuned_systems_where_an_adapter_for_its_model_is_promoted(lessons, harbour_index, tiny_model):
+    registry, model = lessons
+    grid = build_grid(model, harbour_index, registry=registry)
+    assert grid["tuned"].adapter == grid["rag_tuned"].adapter == registry.promoted("closed_book")
+    assert grid["tuned"].index is None and grid["rag_tuned"].index is harbour_index
+    assert "tuned" not in build_grid(tiny_model, harbour_index, registry=registry)  # another base
+
+
+def test_the_record_names_the_adapter_and_a_replay_needs_the_same_one(lessons, harbour_index):
+    registry, model = lessons
+    grid = build_grid(model, harbour_index, registry=registry)
+    replies = compare([grid["base"], grid["tuned"]], "What does it cost?", as_of="2026-10-01")
+    records = [reply.record for reply in replies]
+    assert records[0]["adapter"] is None and records[1]["adapter"].startswith("closed_book-")
+    assert replay(records[1], grid).raw == records[1]["raw"]
+    with pytest.raises(CorpusError, match="the record is of adapter other-1"):
+        replay(records[1] | {"adapter": "other-1"}, grid)
