@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -367,23 +368,23 @@ class Constraint:
 
     def __init__(self, tokenizer, grammar: str):
         import llguidance
-        import llguidance.torch
+        import llguidance.numpy
 
         self.matcher = llguidance.LLMatcher(tokenizer, grammar)
-        self.bitmask = llguidance.torch.allocate_token_bitmask(1, tokenizer.vocab_size)
+        self.bits = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
 
     def forced(self) -> list[int]:
         """Tokens that must come next whatever the model thinks."""
         return self.matcher.compute_ff_tokens()
 
     def choose(self, logits: Tensor) -> int:
-        """The likeliest allowed token, (V,) -> int; the constraint moves on with it."""
-        from llguidance.torch import apply_token_bitmask_inplace, fill_next_token_bitmask
+        """The likeliest allowed token, (V,) -> int; the constraint moves on with it. (llguidance's own masking of torch tensors
+        compiles C++ code, for which a laptop may have no compiler.)"""
+        from llguidance.numpy import fill_next_token_bitmask
 
-        fill_next_token_bitmask(self.matcher, self.bitmask)
-        allowed = logits[None].clone()
-        apply_token_bitmask_inplace(allowed, self.bitmask)
-        token = int(allowed.argmax())
+        fill_next_token_bitmask(self.matcher, self.bits)
+        allowed = np.unpackbits(self.bits.view(np.uint8), bitorder="little")[: len(logits)]
+        token = int(logits.masked_fill(torch.from_numpy(allowed == 0), -torch.inf).argmax())
         self.matcher.consume_token(token)
         return token
 

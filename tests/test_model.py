@@ -3,8 +3,12 @@
 import copy
 import itertools
 import math
+import os
 import random
+import subprocess
+import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -20,6 +24,7 @@ from reference import model as module
 from reference.chunks import chunk_corpus
 from reference.model import Drafter, LanguageModel, Prompt, grouped_attention, json_constraint
 
+ROOT = Path(__file__).parent.parent
 TEXTS = (
     "The Maré Duo costs €172 per month.",
     "one two three one two three one two three one two",
@@ -470,3 +475,22 @@ def test_the_real_model_held_to_the_contract_answers_in_its_form(model, harbour_
     assert generation.finished and parsed is not None
     for piece in parsed.evidence:
         assert piece.quote in contract.sentences(harbour_hits[piece.source - 1].node.text)
+
+
+NO_COMPILER = """
+import sys
+from reference.answer import schema
+from reference.model import LanguageModel, Prompt, json_constraint
+model = LanguageModel.load()
+[made] = model.generate([Prompt("", "Hello", json_constraint(model, schema([])))], 12)
+assert made.text.startswith('{"answer": '), made.text
+print([name for name in sys.modules if name.startswith("torch._inductor.codecache")])
+"""
+
+
+@pytest.mark.parametrize("instructions", ["", "avx2"])
+def test_constrained_decoding_needs_no_compiler_and_holds_on_every_instruction_set(instructions):
+    environment = os.environ | ({"ATEN_CPU_CAPABILITY": instructions} if instructions else {})
+    run = subprocess.run([sys.executable, "-c", NO_COMPILER], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == "[]"
