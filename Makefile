@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: lab test setup doctor notebooks bench clean
 
 lab: setup
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: setup
 	$(BIN)/python -m pytest

@@ -6,15 +6,12 @@ under its name as a whole. On several devices: `accelerate launch -m reference t
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import math
 import os
 import platform
 import random
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -126,16 +123,6 @@ def faster_dtype() -> torch.dtype:
     return torch.bfloat16 if 1.5 * seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
 
-def keep_memory() -> None:
-    """Let the C library keep freed blocks. By default glibc hands each large one back, and the system clears every page of the
-    next one anew, which costs a lesson about a third of its time."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            mallopt, trim_threshold, mmap_max = ctypes.CDLL("libc.so.6").mallopt, -1, -4
-            mallopt(mmap_max, 0)
-            mallopt(trim_threshold, 2**31 - 1)
-
-
 def lora_network(model: LanguageModel, recipe: Recipe, fast: bool = True):
     """The model's network with fresh LoRA layers by PEFT: fp32 masters on frozen weights."""
     from peft import LoraConfig, get_peft_model
@@ -223,7 +210,6 @@ def train(
         raise TuningError(f"{folder} is there already; name another folder, or remove it")
     if not examples:
         raise TuningError("no examples to learn from; write some")
-    keep_memory()
     model = LanguageModel.load(faster_dtype())
     encoded = [encode(model, example) for example in examples]
     steps = steps_of(encoded, recipe)
