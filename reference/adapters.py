@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from reference.weights import read_json_object, sha256, write_text
+from reference.weights import WeightsError, read_json_object, verify, write_text
 
 WEIGHTS = "adapter_model.safetensors"
 ADAPTERS = Path(__file__).parent.parent / "adapters"
-STATES = ("candidate", "promoted", "retired")
 
 
 class AdapterError(ValueError):
@@ -86,8 +85,10 @@ def read_card(folder: str | Path, base: str) -> Card:
         card = Card(**found)
     except TypeError:
         raise AdapterError(f"{folder}: no adapter card there; name a folder that `python -m reference train` wrote") from None
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != card.weights:
-        raise AdapterError(f"{folder}: its weights are not those of its card; take the folder anew or train it again")
+    try:
+        verify(folder / WEIGHTS, card.weights, "take the folder anew or train it again")
+    except WeightsError as error:
+        raise AdapterError(f"{folder}: its weights are not those of its card: {error}") from None
     if card.base != base:
         raise AdapterError(f"{folder}: it was trained on {card.base}, not on {base}; train it on this model or load that one")
     return card

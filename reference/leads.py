@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reference.corpus import Corpus, CorpusError, Document, read_jsonl, to_day
+from reference.corpus import SHIPPED, Corpus, CorpusError, Document, read_jsonl, to_day
 
 RUBRIC = "PBK-QUALIFICATION-RUBRIC"
 CRITERIA = ("budget", "authority", "need", "timeline", "fit")
@@ -24,7 +24,7 @@ BLOCKING = ("budget", "authority", "need")  # zero points on one of them block b
 LOW_ORDER = ("need", "authority", "budget", "fit", "timeline")  # ties of R-LOW codes
 UNKNOWN = "unknown"
 ASK_STEP = "SDR asks the missing question within one working day"
-SHIPPED_LEADS = Path(__file__).parent.parent / "datasets" / "leads"
+SHIPPED_LEADS = SHIPPED.parent / "leads"
 
 
 class Points(BaseModel):

@@ -103,8 +103,8 @@ def score_recital(raw: str, value: str) -> Scores:
 
 # --- qualify and voice ------------------------------------------------------------------------------------------------
 
-LEADS = DATASETS / "leads" / "cases.jsonl"
-DRAFTS = DATASETS / "voice" / "drafts.jsonl"
+LEADS = leads.SHIPPED_LEADS / "cases.jsonl"
+DRAFTS = voice.SHIPPED_VOICE / "drafts.jsonl"
 
 
 def qualify_cases(split: str) -> list[Case]:

@@ -179,8 +179,8 @@ def answer_batch(batch: Sequence[tuple[System, Ask]]) -> list[Reply]:
     prompts = [system.prompt(ask, hits[: system.settings.reads]) for (system, ask), hits in zip(batch, found, strict=True)]
     generations = model.generate(prompts, MAX_NEW_TOKENS)
     return [
-        finish(system, ask, hits, generation, retrieved)
-        for (system, ask), hits, generation in zip(batch, found, generations, strict=True)
+        finish(system, ask, hits, prompt, generation, retrieved)
+        for (system, ask), hits, prompt, generation in zip(batch, found, prompts, generations, strict=True)
     ]
 
 
@@ -194,7 +194,9 @@ def check_ask(system: System, ask: Ask) -> None:
         system.index.check_role(ask.role)
 
 
-def finish(system: System, ask: Ask, found: list[NodeWithScore], generation: Generation, retrieved: float) -> Reply:
+def finish(
+    system: System, ask: Ask, found: list[NodeWithScore], prompt: Prompt, generation: Generation, retrieved: float
+) -> Reply:
     """Check one output, and record it."""
     start = time.perf_counter()
     shown = found[: system.settings.reads]
@@ -218,7 +220,7 @@ def finish(system: System, ask: Ask, found: list[NodeWithScore], generation: Gen
         "retrieval": asdict(system.settings) if system.index else None,
         "chunks": [{"id": h.node.id_, "score": h.score, "shown": h in shown} for h in found],
         "model": system.model.id,
-        "adapter": adapter_id(system),
+        "adapter": prompt.adapter,
         "tokens": tokens,
         "seconds": seconds,
         "raw": generation.text,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reference.corpus import CorpusError, read_jsonl
+from reference.corpus import SHIPPED, CorpusError, read_jsonl
 
-SHIPPED_VOICE = Path(__file__).parent.parent / "datasets" / "voice"
+SHIPPED_VOICE = SHIPPED.parent / "voice"
 WORDS = range(45, 91)  # of the body
 LONGEST_SENTENCE = 24  # words
 PRAISE = (  # noqa: SIM905
