@@ -1,139 +1,208 @@
-"""The arithmetic of a lesson: LoRA layers (Hu et al. 2021) that train fast, and attention over one shared prefix.
+"""A lesson on a Llama by hand: each operation beside its derivative, so that nothing is computed or kept that LoRA has no use for.
 
-PEFT makes the layers, keeps their parameters and writes their files; `fuse` only replaces how a layer computes while it
-learns. `grouped by prefix` attention gives each example exactly what it would see alone, with the prefix computed once.
+PyTorch's own backward pass spends most of a lesson on a CPU outside the matrix products: gradients of frozen weights' inputs
+that are copied, attention kernels made for graphics cards, logits of tokens without a loss. Here every function returns its
+output and `back`, which turns the gradient of the output into that of its input. Sources: LoRA, Hu et al. 2021, section 4.1;
+the layer, Touvron et al. 2023, section 2.2; grouped keys, Ainslie et al. 2023.
 
-Shapes: T tokens in all, B examples, N own tokens of the longest, P tokens of the prefix, H heads, D dimensions a head.
+Shapes: T tokens, B examples, N own tokens of the longest, P tokens of the prefix, H key heads, G query heads a key head,
+D dimensions a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import MethodType
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORED = -100
+from reference.packing import IGNORED, Lesson, plain_loss
+
+LOGIT_ROWS = 128  # answer tokens whose logits are held at once
 
 
-class LoraLinear(torch.autograd.Function):
-    """x W^T + s (x A^T) B^T with a frozen W: one node in the graph, no gradient to W, nothing kept but x and x A^T.
+def by_hand(network: nn.Module) -> bool:
+    """Can `LlamaLesson` teach this PEFT model? It must be a plain Llama with LoRA on each linear layer of its blocks."""
+    from transformers import LlamaForCausalLM
 
-    W (out, in) in the base's type; A (r, in) and B (out, r) are fp32 masters, used in the type of x (T, in).
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-        a, b = A.to(x.dtype), (scale * B).to(x.dtype)
-        low = F.linear(x, a)
-        ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scale = scale
-        return torch.addmm(F.linear(x, weight), low, b.T)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, low, weight, a, b = ctx.saved_tensors
-        grad_low = grad @ b
-        grad_A, grad_B = grad_low.T @ x, grad.T @ low
-        grad_x = torch.addmm(grad @ weight, grad_low, a) if ctx.needs_input_grad[0] else None
-        return grad_x, None, grad_A.float(), ctx.scale * grad_B.float(), None
-
-
-def fuse(network: nn.Module, adapter: str = "default") -> None:
-    """Let every LoRA layer of a PEFT model compute `adapter` by `LoraLinear`. Others (bias, dropout) stay."""
-    from peft.tuners.lora import Linear
-
-    def forward(self, x: Tensor, *_, **__) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        out = LoraLinear.apply(flat, self.base_layer.weight, A, B, self.scaling[adapter])
-        return out.reshape(*x.shape[:-1], -1)
-
-    for layer in network.modules():
-        if isinstance(layer, Linear) and layer.base_layer.bias is None and isinstance(layer.lora_dropout[adapter], nn.Identity):
-            layer.forward = MethodType(forward, layer)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Examples with one shared prefix, as one row of tokens without padding: prefix, first example, second example, …"""
-
-    tokens: Tensor  # (1, T)
-    positions: Tensor  # (1, T): each example's go on where the prefix ends
-    targets: Tensor  # (T): the next token where there is a loss, otherwise IGNORED
-    prefix: int  # P
-    place: Tensor  # (B, N): where each example's tokens stand in the row; 0 beyond its end
-    own: Tensor  # (B, N) bool: which of them are real
-    mask: Tensor  # (B, 1, N, P + N) bool: the prefix, and what is before in the same example
-
-    @classmethod
-    def of(cls, prefix: Sequence[int], examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Lesson:
-        """From (prompt tokens, answer tokens) of each example. The loss is on the answers only."""
-        P = len(prefix)
-        tokens, positions, targets = list(prefix), list(range(P)), [IGNORED] * P
-        lengths = [len(prompt) + len(answer) for prompt, answer in examples]
-        N = max(lengths)
-        place = torch.zeros(len(examples), N, dtype=torch.long)
-        for row, (prompt, answer) in enumerate(examples):
-            place[row, : lengths[row]] = torch.arange(len(tokens), len(tokens) + lengths[row])
-            tokens += [*prompt, *answer]
-            positions += range(P, P + lengths[row])
-            targets += [IGNORED] * (len(prompt) - 1) + list(answer) + [IGNORED]
-        before = torch.ones(N, N, dtype=torch.bool).tril()
-        mask = torch.cat([torch.ones(N, P, dtype=torch.bool), before], 1).expand(len(examples), 1, N, P + N)
-        own = torch.arange(N) < torch.tensor(lengths)[:, None]
-        return cls(torch.tensor([tokens]), torch.tensor([positions]), torch.tensor(targets), P, place, own, mask)
-
-    @property
-    def answer_tokens(self) -> int:
-        return int((self.targets != IGNORED).sum())
-
-    def to(self, device) -> Lesson:
-        return Lesson(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in vars(self).items()})
-
-
-def lesson_attention(module, query, key, value, attention_mask, scaling, lesson: Lesson | None = None, **_):
-    """Attention in the form of transformers' AttentionInterface: (1, H, T, D) in, (1, T, H, D) out."""
-    P, (_, heads, _, D) = lesson.prefix, query.shape
-    H = key.shape[1]
-    group = heads // H
-
-    def rows(x: Tensor) -> Tensor:  # (1, H, T, D) -> (B, H, N, D)
-        return x[0].transpose(0, 1)[lesson.place].transpose(1, 2)
-
-    def attend(
-        q: Tensor, k: Tensor, v: Tensor, mask: Tensor
-    ) -> Tensor:  # query heads of one key head are stacked as more queries
-        B, _, N, _ = q.shape
-        stacked = q.reshape(B, H, group * N, D)
-        many = mask.expand(B, group, N, -1).reshape(B, 1, group * N, -1)
-        return F.scaled_dot_product_attention(stacked, k, v, attn_mask=many, scale=scaling).reshape(B, heads, N, D)
-
-    B = len(lesson.place)
-    keys = torch.cat([key[:, :, :P].expand(B, -1, -1, -1), rows(key)], 2)
-    values = torch.cat([value[:, :, :P].expand(B, -1, -1, -1), rows(value)], 2)
-    own = attend(rows(query), keys, values, lesson.mask).transpose(1, 2)[lesson.own]  # (T - P, heads, D)
-    before = torch.ones(1, 1, P, P, dtype=torch.bool, device=query.device).tril()
-    prefix = attend(query[:, :, :P], key[:, :, :P], value[:, :, :P], before)[0].transpose(0, 1)  # (P, heads, D)
-    return torch.cat([prefix, own])[None], None
+    causal = network.base_model.model
+    if not isinstance(causal, LlamaForCausalLM) or causal.config.attention_bias or causal.config.mlp_bias:
+        return False
+    return causal.config.hidden_act == "silu" and sum("lora_A" in n for n, _ in network.named_parameters()) == 7 * len(
+        causal.model.layers
+    )
 
 
 class LessonLoss(nn.Module):
-    """The summed cross entropy of a lesson's answer tokens; logits are computed at those tokens only."""
+    """The summed cross entropy of a lesson's answer tokens: by hand where the model is a Llama, otherwise as PEFT computes."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, fast: bool = True):
         super().__init__()
-        self.network = network  # a PEFT model around a causal language model
+        self.network, self.fast = network, fast and by_hand(network)
 
     def forward(self, lesson: Lesson) -> Tensor:
-        causal = self.network.base_model.model
-        nothing = torch.zeros(1, 1, 1, 1, device=lesson.tokens.device)  # the lesson carries its own mask
-        hidden = causal.model(
-            lesson.tokens, attention_mask=nothing, position_ids=lesson.positions, use_cache=False, lesson=lesson
-        )
-        chosen = lesson.targets != IGNORED
-        logits = causal.lm_head(hidden.last_hidden_state[0, chosen])
-        return F.cross_entropy(logits.float(), lesson.targets[chosen], reduction="sum")
+        if not self.fast:
+            return plain_loss(self.network, lesson)
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        return LlamaLesson.apply(self.network, lesson, *weights)
+
+
+class LlamaLesson(torch.autograd.Function):
+    """The summed loss of a lesson. Its gradient by every LoRA weight is made in the same pass, and kept for `backward`."""
+
+    @staticmethod
+    def forward(ctx, network: nn.Module, lesson: Lesson, *weights: Tensor) -> Tensor:
+        loss, grads = loss_and_gradients(network.base_model.model, lesson)
+        ctx.grads = [grads[weight] for weight in weights]
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, None, *(grad * each for each in ctx.grads)
+
+
+@torch.no_grad()
+def loss_and_gradients(causal: nn.Module, lesson: Lesson) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    """Summed cross entropy of the answer tokens, and LoRA weight -> its gradient (fp32)."""
+    model, grads = causal.model, {}
+    x = model.embed_tokens(lesson.tokens[0])
+    cos, sin = (table[0, :, None, : table.shape[-1] // 2] for table in model.rotary_emb(x[None], lesson.positions))
+    backs = []
+    for block in model.layers:
+        x, back = layer(x, block, lesson, cos, sin, grads)
+        backs.append(back)
+    chosen = (lesson.targets != IGNORED).nonzero()[:, 0]
+    final, norm_back = norm(x[chosen], model.norm)
+    loss, grad_final = cross_entropy(final, causal.lm_head.weight, lesson.targets[chosen])
+    grad = torch.zeros_like(x).index_copy_(0, chosen, norm_back(grad_final))
+    while backs:
+        grad = backs.pop()(grad)
+    return loss, grads
+
+
+def layer(x: Tensor, block: nn.Module, lesson: Lesson, cos: Tensor, sin: Tensor, grads: dict):
+    """One Llama block on x (T, C)."""
+    a, m = block.self_attn, block.mlp
+    n, norm_back = norm(x, block.input_layernorm)
+    qkv, qkv_back = project(n, [a.q_proj, a.k_proj, a.v_proj], grads)
+    seen, attend_back = attend(qkv, a, lesson, cos, sin)
+    o, o_back = project(seen, [a.o_proj], grads)
+    middle = o.add_(x)
+    n, middle_back = norm(middle, block.post_attention_layernorm)
+    both, both_back = project(n, [m.gate_proj, m.up_proj], grads)
+    h, swiglu_back = swiglu(both)
+    down, down_back = project(h, [m.down_proj], grads)
+
+    def back(grad: Tensor) -> Tensor:
+        grad = middle_back(both_back(swiglu_back(down_back(grad)))).add_(grad)
+        return norm_back(qkv_back(attend_back(o_back(grad)))).add_(grad)
+
+    return down.add_(middle), back
+
+
+def project(x: Tensor, layers: list[nn.Module], grads: dict, adapter: str = "default"):
+    """y = x W^T + s (x A^T) B^T, for LoRA layers on the same input side by side as one.
+
+    A and B are fp32 masters, used in the type of x; W is frozen and has no gradient.
+    """
+    As, Bs = [layer.lora_A[adapter].weight for layer in layers], [layer.lora_B[adapter].weight for layer in layers]
+    scale = layers[0].scaling[adapter]
+    W = torch.cat([layer.base_layer.weight for layer in layers]) if layers[1:] else layers[0].base_layer.weight
+    A, B = torch.cat(As).to(x.dtype), torch.block_diag(*Bs).mul_(scale).to(x.dtype)
+    low = x @ A.T
+
+    def back(grad: Tensor) -> Tensor:
+        grad_low = grad @ B
+        ranks, sizes = [len(a) for a in As], [len(b) for b in Bs]
+        grads.update(zip(As, (grad_low.T @ x).float().split(ranks), strict=True))
+        for b, own_low, own in zip(Bs, low.split(ranks, 1), grad.split(sizes, 1), strict=True):
+            grads[b] = scale * (own_low.T @ own).T.float()
+        return (grad @ W).addmm_(grad_low, A)
+
+    return (x @ W.T).addmm_(low, B.T), back
+
+
+def norm(x: Tensor, rms: nn.Module):
+    """y = w x / sqrt(mean x^2 + e) over the last dimension."""
+    wide = x.float()
+    inverse = (wide.square().mean(-1, keepdim=True) + rms.variance_epsilon).rsqrt_()
+
+    def back(grad: Tensor) -> Tensor:
+        unit, grad = x * inverse, (grad * rms.weight).float()
+        along = (grad * unit).mean(-1, keepdim=True)
+        return unit.mul_(-along).add_(grad).mul_(inverse).to(x.dtype)
+
+    return (wide * inverse).to(x.dtype).mul_(rms.weight), back
+
+
+def swiglu(both: Tensor):
+    """silu(gate) up; `both` (T, 2 F) holds gate and up side by side."""
+    gate, up = both.chunk(2, -1)
+    silu = torch.nn.functional.silu(gate)
+
+    def back(grad: Tensor) -> Tensor:
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * silu], -1)
+
+    return silu * up, back
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, section 3.4.2): x (T, heads, D), tables (T, 1, D / 2). Its inverse has -sin."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def attend(x: Tensor, a: nn.Module, lesson: Lesson, cos: Tensor, sin: Tensor):
+    """Attention of the prefix to itself, and of each example to the prefix and itself: (T, (H G + 2 H) D) -> (T, H G D)."""
+    T, D, G = len(x), a.head_dim, a.num_key_value_groups
+    H = x.shape[1] // D // (G + 2)
+    qk, v = x.view(T, -1, D).split([H * G + H, H], 1)
+    q, k = rotate(qk, cos, sin).split([H * G, H], 1)
+    q = (q * a.scaling).view(T, H, G, D).permute(1, 2, 0, 3)  # (H, G, T, D)
+    k, v = k.transpose(0, 1), v.transpose(0, 1)  # (H, T, D)
+    longest = lesson.prefix + max(end - start for start, end in lesson.spans)
+    later = torch.full((longest, longest), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+    seen, backs = torch.empty(T, H, G, D, dtype=x.dtype, device=x.device).permute(1, 2, 0, 3), []
+    for start, end in lesson.spans:
+        P = lesson.prefix if start else 0  # the prefix itself comes first
+        own_k, own_v = (torch.cat([each[:, :P], each[:, start:end]], 1) for each in (k, v))
+        seen[:, :, start:end], back = attention(q[:, :, start:end], own_k, own_v, later[P : P + end - start, : P + end - start])
+        backs.append((start, end, P, back))
+
+    def back(grad: Tensor) -> Tensor:
+        grad = grad.view(T, H, G, D).permute(1, 2, 0, 3)
+        grad_q = torch.empty(T, H, G, D, dtype=x.dtype, device=x.device)
+        grad_k, grad_v = torch.zeros(2, T, H, D, device=x.device)  # fp32: the prefix sums over all examples
+        for start, end, P, back in backs:
+            own_q, *own = back(grad[:, :, start:end])
+            grad_q[start:end] = own_q.permute(2, 0, 1, 3)
+            for whole, part in zip((grad_k, grad_v), own, strict=True):
+                whole[:P] += part[:, :P].transpose(0, 1)
+                whole[start:end] += part[:, P:].transpose(0, 1)
+        grad_qk = rotate(torch.cat([grad_q.mul_(a.scaling).flatten(1, 2), grad_k.to(x.dtype)], 1), cos, -sin)
+        return torch.cat([grad_qk, grad_v.to(x.dtype)], 1).view(T, -1)
+
+    return seen.permute(2, 0, 1, 3).reshape(T, -1), back
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, later: Tensor):
+    """Attention of one example: q (H, G, N, D), k and v (H, L, D); `later` (N, L) is -inf where a query must not look."""
+    H, G, N, D = q.shape
+    q = q.reshape(H, G * N, D)
+    p = (q @ k.mT).view(H, G, N, -1).add_(later).softmax(-1).view(H, G * N, -1)
+
+    def back(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad = grad.reshape(H, G * N, D)
+        scores = torch._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
+        return (scores @ k).view(H, G, N, D), scores.mT @ q, p.mT @ grad
+
+    return (p @ v).view(H, G, N, D), back
+
+
+def cross_entropy(x: Tensor, words: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss (fp32) of x (A, C) against the vocabulary `words` (V, C), and its gradient by x, a few rows at a time."""
+    loss, grads = x.new_zeros((), dtype=torch.float32), []
+    for rows, wanted in zip(x.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+        p = (rows @ words.T).softmax(-1)
+        right = p.gather(1, wanted[:, None])
+        loss -= right.float().log().sum()
+        grads.append(p.scatter_(1, wanted[:, None], right - 1) @ words)
+    return loss, torch.cat(grads)

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from reference.adapters import WEIGHTS, Card, write_card
-from reference.lora import Lesson, LessonLoss, fuse, lesson_attention
+from reference.lora import LessonLoss
+from reference.packing import Lesson, lesson_attention
 from reference.model import LanguageModel
 from reference.weights import sha256, write_file, write_folder
 
@@ -123,7 +124,7 @@ def faster_dtype() -> torch.dtype:
     return torch.bfloat16 if 1.5 * seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
 
 
-def lora_network(model: LanguageModel, recipe: Recipe, fast: bool = True):
+def lora_network(model: LanguageModel, recipe: Recipe):
     """The model's network with fresh LoRA layers by PEFT: fp32 masters on frozen weights."""
     from peft import LoraConfig, get_peft_model
     from transformers import AttentionInterface
@@ -136,8 +137,6 @@ def lora_network(model: LanguageModel, recipe: Recipe, fast: bool = True):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
         network = get_peft_model(model.network, config)
     config.base_model_name_or_path = model.id  # not the folder that it was read from
-    if fast:
-        fuse(network)
     return network.train()
 
 
@@ -148,13 +147,13 @@ class Learner:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.network = lora_network(model, recipe, fast)
+        self.network = lora_network(model, recipe)
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
         warmup = max(1, round(recipe.warmup * steps))
         share = lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))  # noqa: E731
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        self.loss, self.optimizer = self.accelerator.prepare(LessonLoss(self.network), optimizer)
+        self.loss, self.optimizer = self.accelerator.prepare(LessonLoss(self.network, fast), optimizer)
         self.weights = weights
 
     def step(self, examples: Sequence[Encoded]) -> float:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from reference import tuning
 from reference.adapters import WEIGHTS, AdapterError, read_card
-from reference.lora import IGNORED, Lesson, LessonLoss
+from reference.lora import LessonLoss
+from reference.packing import IGNORED, Lesson
 from reference.model import LanguageModel, Prompt
 from reference.tuning import Example, Recipe, TuningError, encode, lora_network, steps_of, train
 
@@ -87,9 +88,9 @@ def test_a_step_holds_examples_with_one_shared_beginning(tiny_model):
 # --- loss and gradient ------------------------------------------------------------------------------------------------
 
 
-def network_with_noise(model, fast):
+def network_with_noise(model):
     """LoRA layers that already do something, the same ones each time."""
-    network = lora_network(model, QUICK, fast)
+    network = lora_network(model, QUICK)
     torch.manual_seed(1)
     for name, weight in network.named_parameters():
         if "lora_B" in name:
@@ -116,13 +117,15 @@ def test_a_lesson_has_exactly_the_loss_and_gradient_of_its_examples_alone(tiny, 
         encode(model, e)
         for e in (EXAMPLES[0], replace(EXAMPLES[1], answer="A much longer answer than the others have."), EXAMPLES[2])
     ]
-    network = network_with_noise(model, fast)
-    together = LessonLoss(network)(Lesson.of(encoded[0].shared, [(e.prompt, e.answer) for e in encoded]))
+    network = network_with_noise(model)
+    loss = LessonLoss(network, fast)
+    assert loss.fast == fast, "the tiny model is a Llama, which is taught by hand"
+    together = loss(Lesson.of(encoded[0].shared, [(e.prompt, e.answer) for e in encoded]))
     together.backward()
     mine = gradient(network)
 
     plain = LanguageModel.load()
-    network = network_with_noise(plain, fast=False)
+    network = network_with_noise(plain)
     plain.network.set_attn_implementation("sdpa")
     alone = 0.0
     for e in encoded:
