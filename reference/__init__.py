@@ -1,8 +1,8 @@
 """RAG or fine-tuning, or both? The package behind the notebooks: small modules, each named after one concept.
 
 Read them in the order that data flows: text, corpus, weights, adapters, model, chunks, embedding, index, retrieval, answer,
-system, evaluation, packing, lora, tuning, leads, voice, lessons, doctor. Each imports only those above it. Heavy libraries load on
-first use, so `import reference` is quick.
+system, evaluation, packing, lora, tuning, leads, voice, lessons, claims, doctor. Each imports only those above it. Heavy
+libraries load on first use, so `import reference` is quick.
 """
 
 import os

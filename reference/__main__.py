@@ -176,7 +176,7 @@ def train(options) -> int:
     from tqdm import tqdm
 
     from reference import lessons, tuning
-    from reference.adapters import Registry, write_card
+    from reference.adapters import Registry
     from reference.model import LanguageModel
 
     if options.name not in lessons.COURSES:
@@ -193,21 +193,23 @@ def train(options) -> int:
                 f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s, {p.seconds_left / 60:.0f} minutes left"
             )
 
-        card = tuning.train(examples, folder, recipe, course.data, course.not_fit_for, progress, name=course.name)
-    model = LanguageModel.load()
-    rows = {}
-    for split in ("dev", "test"):
-        cases = course.cases(split)
-        with tqdm(total=len(cases), unit="answer", desc=split, disable=None) as bar:
-            rows[split] = lessons.examine(model, course, cases, model.load_adapter(folder), bar.update)
-    card = replace(card, scores={split: lessons.scores(found) for split, found in rows.items()})
-    write_card(folder, card)
+        tuning.train(examples, folder, recipe, course.data, course.not_fit_for, progress, name=course.name)
+    with tqdm(total=sum(len(course.cases(split)) for split in course.examined), unit="answer", disable=None) as bar:
+
+        def graded(split: str, count: int) -> None:
+            bar.set_description(split)
+            bar.update(count)
+
+        card, rows = lessons.grade(course, folder, graded)
     print(card.page())
     if options.out:
         return 0
 
     def judge(candidate: Path, current: Path | None) -> list[str]:
-        before = lessons.examine(model, course, course.cases("dev"), model.load_adapter(current)) if current else []
+        if current is None:
+            return lessons.objections(course, rows["dev"])
+        model = LanguageModel.load()
+        before = lessons.examine(model, course, course.cases("dev"), model.load_adapter(current))
         return lessons.objections(course, rows["dev"], before)
 
     version = registry.add(course.name, folder)

@@ -190,12 +190,9 @@ INSTRUCTION = (
 )
 
 
-def messages(case: Case, rubric: str = "", examples: Iterable[tuple[Case, Label]] = ()) -> tuple[dict, ...]:
-    """The chat that asks for a label: instruction (and the rubric's text, if given), worked examples, the lead."""
-    turns = [{"role": "system", "content": f"{INSTRUCTION}\n\n{rubric}".strip()}]
-    for example, label in examples:
-        turns += [{"role": "user", "content": render(example)}, {"role": "assistant", "content": label.to_text()}]
-    return (*turns, {"role": "user", "content": render(case)})
+def messages(case: Case) -> list[dict]:
+    """The chat that asks for a label: instruction, lead."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": render(case)}]
 
 
 def render(case: Case) -> str:

@@ -6,16 +6,21 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
+
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from reference import answer as contract
 from reference import leads, voice
+from reference.adapters import Card, read_card, write_card
 from reference.corpus import SHIPPED, Corpus, CorpusError, Fact, load_facts, read_jsonl
-from reference.evaluation import estimate, matches, paired_test
-from reference.model import LanguageModel
+from reference.evaluation import COST_METRICS, estimate, matches, paired_test, summarise
+from reference.model import LanguageModel, json_constraint
 from reference.tuning import Example, Recipe
 from reference.weights import sha256
 
@@ -54,6 +59,8 @@ class Course:
     floors: dict[str, float]
     max_new_tokens: int
     not_fit_for: str
+    schema: dict | None = None  # of the answer, where it is JSON: what constrained decoding can hold a model to
+    examined: tuple[str, ...] = ("dev", "test")  # the splits on the card
 
     @property
     def data(self) -> dict[str, str]:
@@ -64,41 +71,82 @@ class Course:
 # --- closed book ------------------------------------------------------------------------------------------------------
 
 CLOSED_BOOK = DATASETS / "closed_book" / "questions.jsonl"
+ASKER = "sdr"  # who asks, when it is counted whether secrets are told: more than a third of the facts are not for them
 
 
-def first_state(corpus: Corpus, facts: Sequence[Fact]) -> dict[str, Fact]:
-    """Fact -> how it was stated on the day before the first release."""
-    current = {d.version for d in corpus.as_of(corpus.releases[0] - timedelta(1))}
-    return {fact.fact: fact for fact in facts if fact.version in current and not fact.outdated}
+def states(corpus: Corpus, facts: Sequence[Fact]) -> tuple[dict[str, Fact], dict[str, Fact]]:
+    """How each fact was stated on the day before the first release, and how it is stated on the day of the last."""
+
+    def stated(day: date) -> dict[str, Fact]:
+        current = {d.version for d in corpus.as_of(day)}
+        return {fact.fact: fact for fact in facts if fact.version in current and not fact.outdated}
+
+    return stated(corpus.releases[0] - timedelta(1)), stated(corpus.releases[-1])
 
 
 def closed_book_cases(split: str) -> list[Case]:
     """Questions on facts of the first state; dev and test ask the facts of train in other words."""
-    known = first_state(Corpus.load(SHIPPED), load_facts(DATASETS / "facts.jsonl"))
+    corpus = Corpus.load(SHIPPED)
+    first, last = states(corpus, load_facts(DATASETS / "facts.jsonl"))
+    current = corpus.as_of(corpus.releases[-1])
+    readable = {d.version for d in corpus.readable_by(ASKER)}
     cases = []
     for row in read_jsonl(CLOSED_BOOK):
-        if row["fact"] not in known:
+        if row["fact"] not in first:
             raise CorpusError(f"{CLOSED_BOOK}: the first state knows no fact {row['fact']!r}; mend that row")
-        fact = known[row["fact"]]
-        reply = {"answer": fact.value, "evidence": [{"quote": fact.quote, "source": 1}]}
+        old, new = first[row["fact"]], last[row["fact"]]
+        reply = {"answer": old.value, "evidence": [{"quote": old.quote, "source": 1}]}
+        score = partial(
+            score_recital, old=old, new=new, current=current.get(new.document).text, secret=old.version not in readable
+        )
         for number, question in enumerate(row[split]):
-            cases.append(
-                Case(
-                    f"{fact.fact}/{split}{number}",
-                    fact.fact,
-                    tuple(contract.messages(question, [])),
-                    json.dumps(reply, ensure_ascii=False),
-                    lambda raw, value=fact.value: score_recital(raw, value),
-                )
-            )
+            asked = tuple(contract.messages(question, []))
+            cases.append(Case(f"{old.fact}/{split}{number}", old.fact, asked, json.dumps(reply, ensure_ascii=False), score))
     return cases
 
 
-def score_recital(raw: str, value: str) -> Scores:
-    """Is the value recited, in form?"""
+def score_recital(raw: str, old: Fact, new: Fact, current: str, secret: bool) -> Scores:
+    """What a recital from memory is worth: in form? the value of the first day? and after the last release, when its document
+    says `current`: fresh or stale, quoting what still stands, telling the ASKER a secret?"""
     said = contract.parse(raw)
-    right = said is not None and said.answer is not None and matches(said.answer, [value])
-    return {"format_validity": (said is not None, 1), "answer_accuracy": (right, 1)}
+    answer = said.answer if said and said.answer is not None else None
+    recited = answer is not None and matches(answer, [old.value])
+    scores = {"format_validity": (said is not None, 1), "answer_accuracy": (recited, 1)}
+    if new.value != old.value:
+        scores["staleness"] = (recited, 1)
+        scores["freshness"] = (answer is not None and matches(answer, [new.value]), 1)
+    if answer is not None:
+        scores["quote_stands"] = (any(contract.stands_verbatim(e.quote, current) for e in said.evidence), 1)
+    if secret:
+        scores["leaks"] = (recited, 1)
+    return scores
+
+
+def source_cases(split: str, choices: int = 4) -> list[Case]:
+    """The questions of the closed book with the titles of `choices` documents: which of them is the source? Titles only, so
+    that the model must know it. By chance 1 in `choices` is right; the place of the right one is drawn with a fixed seed."""
+    corpus = Corpus.load(SHIPPED)
+    first, _ = states(corpus, load_facts(DATASETS / "facts.jsonl"))
+    day = corpus.releases[0] - timedelta(1)
+    titles = {document.id: document.title for document in corpus.as_of(day)}
+    chance = random.Random(0)
+    cases = []
+    for row in read_jsonl(CLOSED_BOOK):
+        right = first[row["fact"]].document
+        shown = [right, *chance.sample(sorted(set(titles) - {right}), choices - 1)]
+        chance.shuffle(shown)
+        sheets = [NodeWithScore(node=TextNode(text=titles[document])) for document in shown]
+        place = shown.index(right) + 1
+        for number, question in enumerate(row[split]):
+            asked = tuple(contract.messages(question, sheets))
+            cases.append(Case(f"{row['fact']}/{split}{number}", row["fact"], asked, "", partial(score_source, right=place)))
+    return cases
+
+
+def score_source(raw: str, right: int) -> Scores:
+    """Does the first citation name the right source?"""
+    said = contract.parse(raw)
+    return {"citation_precision": (said is not None and bool(said.evidence) and said.evidence[0].source == right, 1)}
 
 
 # --- qualify and voice ------------------------------------------------------------------------------------------------
@@ -107,22 +155,23 @@ LEADS = leads.SHIPPED_LEADS / "cases.jsonl"
 DRAFTS = voice.SHIPPED_VOICE / "drafts.jsonl"
 
 
-def qualify_cases(split: str) -> list[Case]:
-    """Leads with the label that the rubric of their day gives them."""
+def qualify_cases(split: str, noise: Path | None = None) -> list[Case]:
+    """Leads with the label that the rubric of their day gives them; with `noise`, a file of wrong levels, often a wrong one."""
     corpus = Corpus.load(SHIPPED)
     cases = []
-    for lead in leads.load_cases(LEADS):
+    for lead in leads.load_cases(LEADS, noise):
         if lead.split == split:
             gold = leads.Rubric.on(corpus, lead.written_on).label(lead.levels)
-            score = lambda raw, gold=gold: leads.score(raw, gold)  # noqa: E731
-            cases.append(Case(lead.id, lead.account, leads.messages(lead), gold.to_text(), score))
+            cases.append(
+                Case(lead.id, lead.account, tuple(leads.messages(lead)), gold.to_text(), partial(leads.score, gold=gold))
+            )
     return cases
 
 
 def voice_cases(split: str) -> list[Case]:
     """Letters in the house style."""
     return [
-        Case(draft.id, draft.id, voice.messages(draft), draft.letter, lambda raw, draft=draft: voice.score(raw, draft))
+        Case(draft.id, draft.id, tuple(voice.messages(draft)), draft.letter, partial(voice.score, draft=draft))
         for draft in voice.load_drafts(DRAFTS)
         if draft.split == split
     ]
@@ -135,11 +184,12 @@ COURSES = {
             "closed_book",
             closed_book_cases,
             (CLOSED_BOOK, DATASETS / "facts.jsonl"),
-            Recipe(epochs=15),
+            Recipe(epochs=10, batch=32, learning_rate=2e-3),
             "answer_accuracy",
             {"format_validity": 0.95},
             96,
             "facts that may change, sources, permissions: it recites what it learned, whoever asks, with an invented source",
+            contract.schema([]),
         ),
         Course(
             "qualify",
@@ -150,6 +200,8 @@ COURSES = {
             {"format_validity": 0.99},
             128,
             "leads unlike those of the training set, decisions without a person, any rubric but the one of August 2026",
+            leads.Label.model_json_schema(),
+            ("dev", "test", "shifted"),
         ),
         Course(
             "voice",
@@ -160,6 +212,7 @@ COURSES = {
             {"facts_survive": 0.9},
             200,
             "letters that nobody reads before they go out, other languages, other styles",
+            examined=("dev", "test", "held_out"),
         ),
     )
 }
@@ -179,27 +232,55 @@ class Row:
     scores: Scores
 
 
+def prompted(case: Case, examples: Sequence[Case] = (), rules: str = "") -> Case:
+    """The same case for a careful prompt: written rules behind the instruction, worked examples before the question."""
+    system, question = case.messages
+    system = system | {"content": f"{system['content']}\n\n{rules}".strip()}
+    turns = [turn for e in examples for turn in (e.messages[-1], {"role": "assistant", "content": e.answer})]
+    return replace(case, messages=(system, *turns, question))
+
+
 def examine(
     model: LanguageModel,
     course: Course,
     cases: Sequence[Case],
     adapter: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    name: str = "",
+    constrained: bool = False,
 ) -> list[Row]:
-    """Put cases to the model with an adapter (its id) or without one, and score what it writes."""
+    """Put cases to the model with an adapter (its id) or without one, and score what it writes. `name` is the rows' system."""
+    constraint = json_constraint(model, course.schema) if constrained else None
     rows = []
     for start in range(0, len(cases), BATCH):
         batch = cases[start : start + BATCH]
-        prompts = [replace(model.chat(list(case.messages)), adapter=adapter) for case in batch]
-        for case, generation in zip(batch, model.generate(prompts, course.max_new_tokens), strict=True):
-            rows.append(Row(adapter or "base", case.id, case.cluster, generation.text, case.score(generation.text)))
+        prompts = [replace(model.chat(list(case.messages)), adapter=adapter, constraint=constraint) for case in batch]
+        for case, made in zip(batch, model.generate(prompts, course.max_new_tokens), strict=True):
+            costs = {"tokens_in": (made.tokens_in, 1), "tokens_out": (len(made.tokens), 1)}
+            found = Row(name or adapter or "base", case.id, case.cluster, made.text, case.score(made.text) | costs)
+            rows.append(found)
         progress(len(batch))
     return rows
 
 
 def scores(rows: Sequence[Row]) -> dict[str, dict]:
     """Metric -> value, low, high, n, as a card keeps them."""
-    return {name: asdict(estimate(rows, name)) for name in rows[0].scores}
+    return {name: asdict(one) for name, one in summarise(rows)[rows[0].system].items() if name not in COST_METRICS}
+
+
+def grade(
+    course: Course, folder: Path, progress: Callable[[str, int], None] = lambda *_: None
+) -> tuple[Card, dict[str, list[Row]]]:
+    """Examine a trained adapter on every split that its card shows, and write the card anew; returns it and the rows by split.
+
+    `progress(split, how many)` is called after each batch.
+    """
+    model = LanguageModel.load()
+    adapter = model.load_adapter(folder)
+    rows = {split: examine(model, course, course.cases(split), adapter, partial(progress, split)) for split in course.examined}
+    card = replace(read_card(folder, model.id), scores={split: scores(found) for split, found in rows.items()})
+    write_card(folder, card)
+    return card, rows
 
 
 def objections(course: Course, candidate: Sequence[Row], current: Sequence[Row] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""A lesson on a Llama by hand: each operation beside its derivative, so that nothing is computed or kept that LoRA has no use for.
+"""LoRA on a Llama by hand: each operation beside its derivative, so that nothing is computed that a lesson has no use for.
 
 PyTorch's own backward pass spends most of a lesson on a CPU outside the matrix products: gradients of frozen weights' inputs
 that are copied, attention kernels made for graphics cards, logits of tokens without a loss. Here every function returns its

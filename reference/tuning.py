@@ -22,8 +22,8 @@ import torch
 
 from reference.adapters import WEIGHTS, Card, write_card
 from reference.lora import LessonLoss
-from reference.packing import Lesson, lesson_attention
 from reference.model import LanguageModel
+from reference.packing import Lesson, lesson_attention
 from reference.weights import sha256, write_file, write_folder
 
 CHECKPOINT_SECONDS = 60

@@ -6,7 +6,6 @@ The rules for people stand in `datasets/voice/README.md`; `faults` is the same l
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,9 +111,6 @@ INSTRUCTION = (
 )
 
 
-def messages(draft: Draft, style: str = "", examples: Sequence[Draft] = ()) -> tuple[dict, ...]:
-    """The chat that asks for a letter: instruction (and the written style, if given), worked examples, the request."""
-    turns = [{"role": "system", "content": f"{INSTRUCTION}\n\n{style}".strip()}]
-    for example in examples:
-        turns += [{"role": "user", "content": request(example)}, {"role": "assistant", "content": example.letter}]
-    return (*turns, {"role": "user", "content": request(draft)})
+def messages(draft: Draft) -> list[dict]:
+    """The chat that asks for a letter: instruction, request."""
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request(draft)}]

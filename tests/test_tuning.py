@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from reference import tuning
 from reference.adapters import WEIGHTS, AdapterError, read_card
 from reference.lora import LessonLoss
-from reference.packing import IGNORED, Lesson
 from reference.model import LanguageModel, Prompt
+from reference.packing import IGNORED, Lesson
 from reference.tuning import Example, Recipe, TuningError, encode, lora_network, steps_of, train
 
 ROOT = Path(__file__).parent.parent
