@@ -16,8 +16,12 @@ from benchmarks.measure import machine
 
 HERE = Path(__file__).parent
 BUSY = 0.5  # load average above which the numbers are marked as provisional
-NAMES = ("generation", "grid", "retrieve", "load")
-FORMATS = {"s": lambda s: f"{1000 * s:.0f} ms" if s < 1 else f"{s:.1f} s", "share": lambda share: f"{share:.0%}"}
+NAMES = ("generation", "grid", "retrieve", "load", "training")
+FORMATS = {
+    "nats": lambda nats: f"{nats:.3f}",
+    "s": lambda s: f"{1000 * s:.0f} ms" if s < 1 else f"{s:.1f} s",
+    "share": lambda share: f"{share:.0%}",
+}
 INTRODUCTION = """# Speed against peers
 
 `python -m benchmarks` made this page. Ours and the peer take turns in one process (A B A B …) after a warm-up; a time is

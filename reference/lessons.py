@@ -25,6 +25,7 @@ from reference.tuning import Example, Recipe
 from reference.weights import sha256
 
 DATASETS = SHIPPED.parent
+EVERYDAY = DATASETS / "everyday" / "questions.jsonl"
 BATCH = 8
 Scores = dict[str, tuple[float, float]]
 
@@ -260,6 +261,17 @@ def examine(
             found = Row(name or adapter or "base", case.id, case.cluster, made.text, case.score(made.text) | costs)
             rows.append(found)
         progress(len(batch))
+    return rows
+
+
+def surprise_rows(model: LanguageModel, adapter: str | None = None) -> list[Row]:
+    """How improbable plain answers to everyday questions are to the model, in nats per token: a rise is forgetting
+    (McCloskey and Cohen 1989). These questions are in no lesson."""
+    rows = []
+    for number, row in enumerate(read_jsonl(EVERYDAY)):
+        prompt = replace(model.chat([{"role": "user", "content": row["question"]}]), adapter=adapter)
+        nats, tokens = model.surprise(prompt, row["answer"])
+        rows.append(Row(adapter or "base", str(number), str(number), row["answer"], {"surprise": (nats, tokens)}))
     return rows
 
 

@@ -259,6 +259,16 @@ class LanguageModel:
                     on_token(row.index, self.text(row.tokens))
         return [row.generation(self.text(row.tokens)) for row in rows]
 
+    @torch.inference_mode()
+    def surprise(self, prompt: Prompt, answer: str) -> tuple[float, int]:
+        """How improbable an answer and its end are: summed negative log-probability in nats, and the number of tokens."""
+        said = self.encode(answer + self.tokenizer.eos_token)
+        tokens, cache, first = self._read(prompt, len(said))
+        positions = torch.arange(len(tokens), len(tokens) + len(said) - 1)[None]
+        rest = self._forward(torch.tensor([said[:-1]]), positions, cache, [prompt.adapter], keep=len(said) - 1)
+        logits = torch.cat([first, rest[0]]).float()
+        return F.cross_entropy(logits, torch.tensor(said), reduction="sum").item(), len(said)
+
     def text(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens, without the end token."""
         return self.tokenizer.decode([t for t in tokens if t not in self.end_tokens])

@@ -4,8 +4,22 @@ import json
 
 import pytest
 
-from reference.corpus import SHIPPED, Corpus, load_facts
-from reference.lessons import COURSES, DATASETS, Case, Course, Row, examine, objections, prompted, scores, source_cases, states
+from reference.corpus import SHIPPED, Corpus, load_facts, read_jsonl
+from reference.lessons import (
+    COURSES,
+    DATASETS,
+    EVERYDAY,
+    Case,
+    Course,
+    Row,
+    examine,
+    objections,
+    prompted,
+    scores,
+    source_cases,
+    states,
+    surprise_rows,
+)
 from reference.tuning import Recipe
 
 
@@ -127,3 +141,15 @@ def test_an_examination_scores_what_the_model_writes(tiny_model):
     assert [row.key for row in found] == [str(n) for n in range(10)] and {row.system for row in found} == {"base"}
     assert all(row.scores["letters"][0] == len(row.raw) for row in found)
     assert scores(found)["letters"]["n"] == 10
+
+
+# --- forgetting ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_everyday_questions_are_asked_once_and_in_no_lesson(tiny_model):
+    questions = [row["question"] for row in read_jsonl(EVERYDAY)]
+    lessons = {case.messages[-1]["content"] for course in COURSES.values() for case in course.cases("train")}
+    assert len(set(questions)) == len(questions) >= 30
+    assert not [q for q in questions if any(q in asked for asked in lessons)]
+    found = surprise_rows(tiny_model)
+    assert len(found) == len(questions) and scores(found)["surprise"]["value"] > 1

@@ -494,3 +494,17 @@ def test_constrained_decoding_needs_no_compiler_and_holds_on_every_instruction_s
     run = subprocess.run([sys.executable, "-c", NO_COMPILER], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.strip() == "[]"
+
+
+def test_the_surprise_of_an_answer_is_what_transformers_computes(tiny_model):
+    prompt = tiny_model.chat([{"role": "user", "content": "What is the capital of France?"}])
+    nats, count = tiny_model.surprise(prompt, "It is Paris.")
+    asked = tiny_model.encode(prompt.shared) + tiny_model.encode(prompt.own)
+    said = tiny_model.encode("It is Paris." + tiny_model.tokenizer.eos_token)
+    tiny_model.network.set_attn_implementation("sdpa")
+    try:
+        labels = torch.tensor([[-100] * len(asked) + said])
+        loss = tiny_model.network(torch.tensor([asked + said]), labels=labels).loss.item()
+    finally:
+        tiny_model.network.set_attn_implementation("grouped")
+    assert count == len(said) and nats / count == pytest.approx(loss, rel=1e-4)

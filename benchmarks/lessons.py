@@ -1,0 +1,229 @@
+"""The study behind notebook 03: `python -m benchmarks.lessons [--work DIR]` trains and examines what it reports, for hours.
+
+Three seeds of each shipped recipe, the learning curve, label noise, prompts of growing length, forgetting. Every trained
+adapter and every examined row is kept in the work folder, so that an interrupted study goes on where it stopped. The result is
+`benchmarks/lessons.json`: estimates, curves, and the findings of `reference.claims`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.measure import machine
+from reference import claims
+from reference.corpus import SHIPPED, Corpus
+from reference.evaluation import COST_METRICS, summarise
+from reference.leads import RUBRIC, SHIPPED_LEADS
+from reference.lessons import (
+    COURSES,
+    DATASETS,
+    Case,
+    Row,
+    closed_book_cases,
+    examine,
+    prompted,
+    qualify_cases,
+    source_cases,
+    surprise_rows,
+)
+from reference.model import LanguageModel
+from reference.tuning import train
+from reference.weights import cache_folder, write_text
+
+RESULT = Path(__file__).parent / "lessons.json"
+SEEDS = (0, 1, 2)
+SIZES = (25, 50, 100, 200, 400, 800)
+NOISE = {0: None, 10: SHIPPED_LEADS / "noise_10.jsonl", 30: SHIPPED_LEADS / "noise_30.jsonl"}
+SHOTS = (0, 2, 4, 8)
+LEAST_STEPS = 40  # a small set is repeated until it was seen in this many steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """One adapter of the study: a course, how many of its examples, how many per cent of them with a wrong label."""
+
+    course: str
+    seed: int = 0
+    examples: int | None = None
+    noise: int = 0
+
+    @property
+    def name(self) -> str:
+        size = f"-{self.examples}" if self.examples else ""
+        return f"{self.course}{size}-noise{self.noise}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The work folder and what was found so far."""
+
+    work: Path
+
+    def rows(self, name: str, make: Callable[[], Sequence[Row]]) -> list[Row]:
+        """Rows from the work folder, or made now and kept there."""
+        file = self.work / f"{name}.jsonl"
+        if not file.exists():
+            print(name, flush=True)
+            write_text(file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in make()))
+        return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def adapter(self, run: Run) -> Path:
+        """The trained adapter of a run."""
+        folder = self.work / run.name
+        if folder.exists():
+            return folder
+        course = COURSES[run.course]
+        cases = qualify_cases("train", NOISE[run.noise]) if run.noise else course.cases("train")
+        cases = cases[: run.examples]
+        recipe = replace(course.recipe, seed=run.seed)
+        per_epoch = -(-len(cases) // recipe.batch)
+        recipe = replace(recipe, epochs=max(recipe.epochs, LEAST_STEPS / per_epoch))
+        with tqdm(unit="step", desc=run.name, disable=None) as bar:
+
+            def progress(p) -> None:
+                bar.total, bar.n = p.steps, p.step
+                bar.set_postfix_str(f"loss {p.loss:.3f}, {p.seconds_left / 60:.0f} minutes left")
+
+            train([case.example for case in cases], folder, recipe, course.data, course.not_fit_for, progress, name=run.course)
+        return folder
+
+    def tuned(self, run: Run, split: str = "test", cases: Sequence[Case] | None = None, label: str = "") -> list[Row]:
+        """How a run's adapter does on a split, or on cases of its own with a label."""
+
+        def make() -> list[Row]:
+            model, course = LanguageModel.load(), COURSES[run.course]
+            folder = self.adapter(run)
+            return bar_examine(model, course, cases or course.cases(split), model.load_adapter(folder), name="tuned")
+
+        return self.rows(f"{run.name}-{label or split}", make)
+
+    def prompt(self, course: str, label: str, cases: Sequence[Case], constrained: bool = False) -> list[Row]:
+        """How the base does on cases that carry their own examples or rules."""
+        make = lambda: bar_examine(LanguageModel.load(), COURSES[course], cases, name=label, constrained=constrained)  # noqa: E731
+        return self.rows(f"{course}-{label}".replace(" ", "-"), make)
+
+
+def bar_examine(model: LanguageModel, course, cases: Sequence[Case], adapter: str | None = None, **how) -> list[Row]:
+    with tqdm(total=len(cases), unit="answer", disable=None) as bar:
+        return examine(model, course, cases, adapter, bar.update, **how)
+
+
+def estimates(rows: Sequence[Row]) -> dict[str, dict]:
+    """Metric -> value, low, high, n. Rows of several seeds on one case stay in one cluster."""
+    [found] = summarise([replace(row, system="all") for row in rows]).values()
+    return {name: asdict(one) for name, one in found.items() if name not in COST_METRICS or name.startswith("tokens")}
+
+
+def seeds(study: Study) -> dict:
+    """Each shipped recipe with three seeds, on each split of its card."""
+    return {
+        name: {
+            split: estimates([row for seed in SEEDS for row in study.tuned(Run(name, seed), split)])
+            for split in course.examined
+        }
+        for name, course in COURSES.items()
+    }
+
+
+def prompts(study: Study) -> tuple[dict, list[claims.Finding]]:
+    """The base with ever longer prompts, free and constrained, beside lessons, on the same leads and letters."""
+    cases, shown = qualify_cases("test"), qualify_cases("train")
+    rubric = Corpus.load(SHIPPED).as_of("2026-10-01").get(RUBRIC).text
+    found: dict[str, list[Row]] = {}
+    for k in SHOTS:
+        asked = [prompted(case, shown[:k]) for case in cases]
+        for constrained in (False, True):
+            label = f"{k} examples{', constrained' * constrained}"
+            found[label] = study.prompt("qualify", label, asked, constrained)
+    label = f"{SHOTS[-1]} examples and the rubric, constrained"
+    found[label] = study.prompt("qualify", label, [prompted(case, shown[: SHOTS[-1]], rubric) for case in cases], True)
+    tuned = study.tuned(Run("qualify"))
+    rows = [*tuned, *(row for some in found.values() for row in some)]
+    rules = (DATASETS / "voice" / "README.md").read_text(encoding="utf-8")
+    style = rules[rules.index("## The rules") : rules.index("`voice.faults`")]
+    voice, models = COURSES["voice"], COURSES["voice"].cases("train")[:4]
+    letters = study.prompt("voice", "rules and 4 letters", [prompted(case, models, style) for case in voice.cases("test")])
+    written = study.tuned(Run("voice"))
+    free = {k: f"{k} examples" for k in SHOTS}
+    findings = [
+        claims.k07(rows, free, "tuned"),
+        claims.k21(rows, f"{SHOTS[-1]} examples, constrained", label, "tuned"),
+        claims.k28(rows, list(found), "tuned"),
+        claims.k33([*letters, *written], "rules and 4 letters", "tuned"),
+    ]
+    table = {name: estimates(some) for name, some in found.items()}
+    return {
+        "qualify": table | {"tuned": estimates(tuned)},
+        "voice": {"prompt": estimates(letters), "tuned": estimates(written)},
+    }, findings
+
+
+def curves(study: Study) -> tuple[dict, list[claims.Finding]]:
+    """Examples, and wrong labels, against form and bands."""
+    by_size = {size: study.tuned(Run("qualify", examples=size if size < max(SIZES) else None)) for size in SIZES}
+    by_noise = {noise: study.tuned(Run("qualify", noise=noise)) for noise in NOISE}
+    found = {"examples": by_size, "noise": by_noise}
+    shifted = study.tuned(Run("qualify"), "shifted")
+    findings = [claims.k22(by_size), claims.k23(by_noise), claims.k24(by_size[max(SIZES)], shifted)]
+    return {name: {key: estimates(rows) for key, rows in some.items()} for name, some in found.items()}, findings
+
+
+def memory(study: Study) -> tuple[dict, list[claims.Finding]]:
+    """Facts from the weights: stale, without a source, for anybody. And what the lessons cost of everyday knowledge."""
+    run = Run("closed_book")
+    tuned, sources = study.tuned(run), study.tuned(run, cases=source_cases("test"), label="sources")
+    everyday = {"base": study.rows("everyday-base", lambda: surprise_rows(LanguageModel.load()))}
+    for name in COURSES:
+
+        def make(name=name) -> list[Row]:
+            model = LanguageModel.load()
+            return surprise_rows(model, model.load_adapter(study.adapter(Run(name))))
+
+        everyday[name] = study.rows(f"everyday-{name}", make)
+    findings = [claims.k05(tuned), claims.k06(tuned, sources), claims.k10(tuned)]
+    return {"everyday": {name: estimates(rows) for name, rows in everyday.items()}}, findings
+
+
+def consistency(study: Study) -> list[claims.Finding]:
+    """Two phrasings of each fact to retrieval and to lessons."""
+    from reference.system import Ask, open_grid
+
+    course, cases = COURSES["closed_book"], [*closed_book_cases("dev"), *closed_book_cases("test")]
+
+    def rag() -> list[Row]:
+        system = open_grid(SHIPPED)["rag"]
+        day = min(Corpus.load(SHIPPED).releases)
+        asks = [Ask(case.messages[-1]["content"].removeprefix("Question: "), "exec", day) for case in cases]
+        with tqdm(total=len(asks), unit="answer", disable=None) as bar:
+            replies = system.ask_many(asks, bar.update)
+        return [Row("rag", c.id, c.cluster, r.raw, c.score(r.raw)) for c, r in zip(cases, replies, strict=True)]
+
+    tuned = [row for split in course.examined for row in study.tuned(Run("closed_book"), split)]
+    return [claims.k02([*study.rows("closed_book-rag", rag), *tuned], "rag", "tuned")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lessons", description="The study behind notebook 03.")
+    parser.add_argument("--work", type=Path, default=None, help="where adapters and rows are kept; in the cache, unless named")
+    study = Study(parser.parse_args().work or cache_folder() / "lessons-study")
+    study.work.mkdir(parents=True, exist_ok=True)
+    facts, of_memory = memory(study)
+    prompting, of_prompts = prompts(study)
+    curve, of_curves = curves(study)
+    findings = sorted([*consistency(study), *of_memory, *of_prompts, *of_curves], key=lambda finding: finding.claim)
+    result = {
+        "machine": machine(), "seeds": seeds(study), "prompts": prompting, "curves": curve, **facts,
+        "findings": [asdict(finding) for finding in findings],
+    }  # fmt: skip
+    write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print("\n".join(map(str, findings)), f"\nwritten: {RESULT}")
+
+
+if __name__ == "__main__":
+    main()
