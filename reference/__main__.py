@@ -173,6 +173,7 @@ def evaluate(options) -> int:
 
 
 def train(options) -> int:
+    from accelerate import PartialState
     from tqdm import tqdm
 
     from reference import lessons, tuning
@@ -194,6 +195,8 @@ def train(options) -> int:
             )
 
         tuning.train(examples, folder, recipe, course.data, course.not_fit_for, progress, name=course.name)
+    if not PartialState().is_main_process:  # under `accelerate launch` one process examines and registers
+        return 0
     with tqdm(total=sum(len(course.cases(split)) for split in course.examined), unit="answer", disable=None) as bar:
 
         def graded(split: str, count: int) -> None:

@@ -69,3 +69,20 @@ def tiny_model(model):
         attn_implementation="grouped",
     )
     return LanguageModel(LlamaForCausalLM(config), model.tokenizer, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_model, tmp_path_factory):
+    """The tiny model as a folder, such as REFERENCE_MODEL may name."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    tiny_model.network.save_pretrained(folder)
+    tiny_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_base, monkeypatch):
+    """Lessons and models of this test are about the tiny base."""
+    monkeypatch.setenv("REFERENCE_MODEL", str(tiny_base))
+    monkeypatch.setattr("reference.tuning.faster_dtype", lambda: torch.float32)
+    return tiny_base

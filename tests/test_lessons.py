@@ -1,9 +1,11 @@
 """The three courses: their cases are right by their own scores, and the gate stops what is worse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from reference.__main__ import main
 from reference.corpus import SHIPPED, Corpus, load_facts, read_jsonl
 from reference.lessons import (
     COURSES,
@@ -141,6 +143,46 @@ def test_an_examination_scores_what_the_model_writes(tiny_model):
     assert [row.key for row in found] == [str(n) for n in range(10)] and {row.system for row in found} == {"base"}
     assert all(row.scores["letters"][0] == len(row.raw) for row in found)
     assert scores(found)["letters"]["n"] == 10
+
+
+@pytest.fixture
+def sums(tiny, monkeypatch, tmp_path):
+    """A course that a tiny model can take, and a registry of its own; returns the registry."""
+    from reference import adapters
+
+    def cases(split):
+        score = lambda raw: {"right": (len(raw) > 0, 1), "in_form": (True, 1)}  # noqa: E731
+        ask = lambda n: ({"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{split} {n}?"})  # noqa: E731
+        return [Case(f"{split}{n}", str(n), ask(n), f"It is {n}.", score) for n in range(8)]
+
+    monkeypatch.setitem(COURSES, "sums", replace(COURSE, name="sums", cases=cases, recipe=Recipe(rank=2, epochs=1, batch=4)))
+    registry = adapters.Registry(tmp_path / "adapters")
+    monkeypatch.setattr(adapters, "Registry", lambda: registry)
+    return registry
+
+
+def test_train_examines_registers_and_promotes(sums, capsys):
+    assert main(["train", "sums"]) == 0
+    assert sums.states("sums") == {"1": "promoted"} and "version 1: promoted" in capsys.readouterr().out
+    card = json.loads((sums.promoted("sums") / "card.json").read_text())
+    assert set(card["scores"]) == {"dev", "test"} and card["scores"]["dev"]["right"]["n"] == 8
+    assert "Measured: test" in (sums.promoted("sums") / "README.md").read_text()
+
+
+def test_train_keeps_a_version_that_breaks_a_floor_as_a_candidate_and_says_why(sums, capsys, monkeypatch):
+    assert main(["train", "sums"]) == 0
+    monkeypatch.setitem(COURSES, "sums", replace(COURSES["sums"], floors={"in_form": 1.1}))
+    assert main(["train", "sums", "--seed", "1"]) == 1
+    assert sums.states("sums") == {"1": "promoted", "2": "candidate"}
+    assert "not promoted: in_form is 100.0%, the floor is 110%" in capsys.readouterr().out
+
+
+def test_train_to_a_folder_leaves_the_registry_alone(sums, tmp_path, capsys):
+    assert main(["train", "sums", "--out", str(tmp_path / "mine")]) == 0
+    assert sums.states("sums") == {} and (tmp_path / "mine" / "card.json").exists()
+    assert main(["train", "sums", "--out", str(tmp_path / "mine")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["train", "juggling"]) == 2 and "closed_book, qualify, voice" in capsys.readouterr().err
 
 
 # --- forgetting ---------------------------------------------------------------------------------------------------------
