@@ -13,8 +13,10 @@ Shapes: B rows, Q new tokens a row, L positions in the cache, H key-value heads,
 from __future__ import annotations
 
 import time
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,14 @@ from reference.adapters import Card, read_card
 LONGEST_DRAFT = 16  # guessed tokens checked in one pass
 NGRAM = 3  # tokens that must match for a guess
 REMEMBERED_PREFIXES = 8
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that PEFT asks transformers for something by an old name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -179,10 +189,11 @@ class LanguageModel:
 
         card = read_card(folder, self.id)
         if card.id not in self.adapters:
-            if self.adapters:
-                self.network.load_adapter(folder, card.id)
-            else:
-                self.network = PeftModel.from_pretrained(self.network, folder, adapter_name=card.id)
+            with quiet():
+                if self.adapters:
+                    self.network.load_adapter(folder, card.id)
+                else:
+                    self.network = PeftModel.from_pretrained(self.network, folder, adapter_name=card.id)
             self.network.eval()
             self.adapters[card.id] = card
         return card.id

@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from reference.adapters import WEIGHTS, Card, write_card
 from reference.lora import LessonLoss
-from reference.model import LanguageModel
+from reference.model import LanguageModel, quiet
 from reference.packing import Lesson, lesson_attention
 from reference.weights import sha256, write_file, write_folder
 
@@ -133,8 +132,7 @@ def lora_network(model: LanguageModel, recipe: Recipe):
     AttentionInterface.register("lesson", lesson_attention)
     model.network.set_attn_implementation("lesson")
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+    with quiet():
         network = get_peft_model(model.network, config)
     config.base_model_name_or_path = model.id  # not the folder that it was read from
     return network.train()

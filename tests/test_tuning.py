@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,7 +233,9 @@ def test_adapters_mixed_in_one_batch_write_what_each_writes_alone(tiny, tmp_path
         train(EXAMPLES, tmp_path / f"a{seed}", replace(QUICK, seed=seed, epochs=10, learning_rate=0.02))
     bare = LanguageModel.load()
     model = LanguageModel.load()
-    one, two = (model.load_adapter(tmp_path / f"a{seed}") for seed in (1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two = (model.load_adapter(tmp_path / f"a{seed}") for seed in (1, 2))
     assert model.load_adapter(tmp_path / "a1") == one and list(model.adapters) == [one, two]
     ask = model.chat(list(EXAMPLES[5].messages))
     names = [None, one, two, one]
