@@ -331,7 +331,12 @@ class LanguageModel:
         """Logits (B, keep, V) of the last `keep` tokens. tokens, positions: (B, Q); adapters: of each row."""
         cache.move_to(positions)
         mask = torch.arange(cache.length) <= positions[:, None, :, None]  # (B, 1, Q, L): a token sees itself and what is before
-        which = {"adapter_names": [name or "__base__" for name in adapters]} if self.adapters else {}
+        which = {}
+        if len(set(adapters)) == 1 and adapters[0]:  # one adapter for all rows: cheaper than PEFT's row by row
+            if self.network.active_adapter != adapters[0]:
+                self.network.set_adapter(adapters[0])
+        elif self.adapters:
+            which = {"adapter_names": [name or "__base__" for name in adapters]}
         out = self.network(
             tokens,
             attention_mask=mask,
