@@ -185,7 +185,7 @@ COURSES = {
             "closed_book",
             closed_book_cases,
             (CLOSED_BOOK, DATASETS / "facts.jsonl"),
-            Recipe(epochs=10, batch=32, learning_rate=2e-3),
+            Recipe(epochs=3, batch=16),
             "answer_accuracy",
             {"format_validity": 0.95},
             96,
