@@ -134,6 +134,7 @@ class Trl:
         self.model.network.set_attn_implementation("sdpa")
         self.config = LoraConfig(r=RECIPE.rank, lora_alpha=RECIPE.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         self.network = self.model.network
+        self.optimizer = None  # the first trainer makes one, the later go on with it
         self.seed = seed
 
     def learn(self, cases: Sequence[Case]) -> None:
@@ -152,9 +153,11 @@ class Trl:
             trainer = SFTTrainer(
                 self.network, config, train_dataset=data, processing_class=self.model.tokenizer,
                 peft_config=self.config if first else None,
+                optimizers=(self.optimizer, None),
             )  # fmt: skip
             self.network = trainer.model
             trainer.train()
+            self.optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
 def unseen(network) -> float:
