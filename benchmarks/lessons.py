@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.measure import machine
 from reference import claims
 from reference.corpus import SHIPPED, Corpus
-from reference.evaluation import COST_METRICS, summarise
+from reference.evaluation import summarise
 from reference.leads import RUBRIC, SHIPPED_LEADS
 from reference.lessons import (
     COURSES,
@@ -33,7 +33,7 @@ from reference.lessons import (
     surprise_rows,
 )
 from reference.model import LanguageModel
-from reference.tuning import train
+from reference.tuning import shown_on, train
 from reference.weights import cache_folder, write_text
 
 RESULT = Path(__file__).parent / "lessons.json"
@@ -85,12 +85,15 @@ class Study:
         per_epoch = -(-len(cases) // recipe.batch)
         recipe = replace(recipe, epochs=max(recipe.epochs, LEAST_STEPS / per_epoch))
         with tqdm(unit="step", desc=run.name, disable=None) as bar:
-
-            def progress(p) -> None:
-                bar.total, bar.n = p.steps, p.step
-                bar.set_postfix_str(f"loss {p.loss:.3f}, {p.seconds_left / 60:.0f} minutes left")
-
-            train([case.example for case in cases], folder, recipe, course.data, course.not_fit_for, progress, name=run.course)
+            train(
+                [case.example for case in cases],
+                folder,
+                recipe,
+                course.data,
+                course.not_fit_for,
+                shown_on(bar),
+                name=run.course,
+            )
         return folder
 
     def tuned(self, run: Run, split: str = "test", cases: Sequence[Case] | None = None, label: str = "") -> list[Row]:
@@ -117,7 +120,7 @@ def bar_examine(model: LanguageModel, course, cases: Sequence[Case], adapter: st
 def estimates(rows: Sequence[Row]) -> dict[str, dict]:
     """Metric -> value, low, high, n. Rows of several seeds on one case stay in one cluster."""
     [found] = summarise([replace(row, system="all") for row in rows]).values()
-    return {name: asdict(one) for name, one in found.items() if name not in COST_METRICS or name.startswith("tokens")}
+    return {name: asdict(one) for name, one in found.items()}
 
 
 def seeds(study: Study) -> dict:

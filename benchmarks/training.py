@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from benchmarks.measure import Findings, Line, against, take_turns
 from reference.lessons import COURSES, Case
 from reference.model import LanguageModel
-from reference.tuning import Encoded, Example, Learner, encode, faster_dtype, lora_network
+from reference.tuning import Encoded, Learner, encode, faster_dtype, lora_network
 
 COURSE = COURSES["qualify"]
 RECIPE = replace(COURSE.recipe, warmup=0.0, epochs=1)
@@ -35,6 +35,8 @@ def run(say: Callable[[str], None]) -> Findings:
         raise SystemExit("this benchmark compares with TRL; run `pip install trl` in this environment first")
     dtype = faster_dtype()
     cases = COURSE.cases("train")[: STEPS * RECIPE.batch * TURNS * 2]
+    model = LanguageModel.load()
+    judged = encode_all(model, COURSE.cases("dev")[:JUDGED])
     seconds: dict[str, list[float]] = {}
     surprise: dict[str, list[float]] = {}
     for seed in SEEDS:
@@ -46,9 +48,9 @@ def run(say: Callable[[str], None]) -> Findings:
         for name, found in take_turns(arms, TURNS).items():
             seconds.setdefault(name, []).extend(found)
         for name, learner in learners.items():
-            surprise.setdefault(name, []).append(unseen(learner.network))
+            surprise.setdefault(name, []).append(unseen(learner.network, judged))
         say(", ".join(f"{name} {statistics.median(s):.1f} s" for name, s in seconds.items()))
-    sizes = [len(e.shared) + len(e.prompt) + len(e.answer) for e in encode_all(LanguageModel.load(), cases)]
+    sizes = [len(e.shared) + len(e.prompt) + len(e.answer) for e in encode_all(model, cases)]
     tokens = STEPS * RECIPE.batch * statistics.mean(sizes)
     lines = [
         against(f"{STEPS * RECIPE.batch} examples, against TRL's SFTTrainer", seconds["ours"], seconds["TRL"], 3.5),
@@ -74,7 +76,7 @@ def turn(learn: Callable[[Sequence[Case]], None], lots: Sequence[Sequence[Case]]
 
 
 def encode_all(model: LanguageModel, cases: Sequence[Case]) -> list[Encoded]:
-    return [encode(model, Example(case.messages, case.answer)) for case in cases]
+    return [encode(model, case.example) for case in cases]
 
 
 class Ours:
@@ -160,14 +162,13 @@ class Trl:
             self.optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
-def unseen(network) -> float:
+def unseen(network, judged: Sequence[Encoded]) -> float:
     """Nats a token at answers of dev, by the network's own forward pass in fp32."""
     network = network.float().eval()
     network.base_model.model.set_attn_implementation("sdpa")
-    model = LanguageModel.load()
     nats = tokens = 0.0
     with torch.inference_mode():
-        for e in encode_all(model, COURSE.cases("dev")[:JUDGED]):
+        for e in judged:
             logits = network(input_ids=torch.tensor([[*e.shared, *e.prompt, *e.answer]])).logits[0, -len(e.answer) - 1 : -1]
             nats += F.cross_entropy(logits, torch.tensor(e.answer), reduction="sum").item()
             tokens += len(e.answer)

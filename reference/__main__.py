@@ -187,23 +187,17 @@ def train(options) -> int:
     examples = [case.example for case in course.cases("train")]
     recipe = replace(course.recipe, seed=options.seed)
     with tqdm(unit="step", disable=None) as bar:
-
-        def progress(p: tuning.Progress) -> None:
-            bar.total, bar.n = p.steps, p.step
-            bar.set_postfix_str(
-                f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s, {p.seconds_left / 60:.0f} minutes left"
-            )
-
-        tuning.train(examples, folder, recipe, course.data, course.not_fit_for, progress, name=course.name)
+        tuning.train(examples, folder, recipe, course.data, course.not_fit_for, tuning.shown_on(bar), name=course.name)
     if not PartialState().is_main_process:  # under `accelerate launch` one process examines and registers
         return 0
+    model = LanguageModel.load()
     with tqdm(total=sum(len(course.cases(split)) for split in course.examined), unit="answer", disable=None) as bar:
 
         def graded(split: str, count: int) -> None:
             bar.set_description(split)
             bar.update(count)
 
-        card, rows = lessons.grade(course, folder, graded)
+        card, rows = lessons.grade(model, course, folder, graded)
     print(card.page())
     if options.out:
         return 0
@@ -211,7 +205,6 @@ def train(options) -> int:
     def judge(candidate: Path, current: Path | None) -> list[str]:
         if current is None:
             return lessons.objections(course, rows["dev"])
-        model = LanguageModel.load()
         before = lessons.examine(model, course, course.cases("dev"), model.load_adapter(current))
         return lessons.objections(course, rows["dev"], before)
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from reference.evaluation import REDRAWS, Estimate, by_cluster, estimate, paired_test
+from reference.answer import parse
+from reference.evaluation import Estimate, by_cluster, estimate, paired_test, redrawn
 from reference.lessons import Course, Row, objections
 
 Verdict = Literal["supported", "contradicted", "mixed"]
@@ -45,6 +46,11 @@ def sign(low: float, high: float) -> Verdict:
     return "supported" if low > 0 else "contradicted" if high < 0 else "mixed"
 
 
+def of(rows: Sequence[Row], system: str, metric: str) -> Estimate:
+    """A metric of one of the systems."""
+    return estimate([row for row in rows if row.system == system], metric)
+
+
 def gain(rows: Sequence[Row], metric: str, first: str, second: str) -> tuple[float, float, float, int]:
     """How much better `first` is than `second` on the same cases: difference, low, high, cases."""
     test = paired_test(rows, metric, first, second)
@@ -56,7 +62,7 @@ def drop(here: Sequence[Row], there: Sequence[Row], metric: str) -> Estimate:
     chance, drawn, values = np.random.default_rng(0), [], []
     for rows in (here, there):
         sums = by_cluster(rows, metric)
-        totals = sums[chance.integers(len(sums), size=(REDRAWS, len(sums)))].sum(1)
+        totals = redrawn(sums, chance)
         drawn.append(totals[:, 0] / totals[:, 1])
         values.append(sums[:, 0].sum() / sums[:, 1].sum())
     low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
@@ -81,8 +87,6 @@ def k02(rows: Sequence[Row], retrieval: str, lessons: str) -> Finding:
 
 def agreement(rows: Sequence[Row]) -> float:
     """Share of facts whose every phrasing got the same answer, in form; facts asked once do not count."""
-    from reference.answer import parse
-
     answers: dict[str, list] = {}
     for row in rows:
         said = parse(row.raw)
@@ -132,14 +136,13 @@ def k10(tuned: Sequence[Row]) -> Finding:
 
 def k07(rows: Sequence[Row], prompts: Mapping[int, str], lessons: str, metric: str = "format_validity") -> Finding:
     """`prompts`: worked examples -> system. Supported when no prompt of fewer tokens adheres as well as lessons do."""
-    count = lambda system, name: estimate([row for row in rows if row.system == system], name)  # noqa: E731
-    short, aim = count(lessons, "tokens_in"), count(lessons, metric)
-    equal = [k for k, system in sorted(prompts.items()) if count(system, metric).high >= aim.low]
+    short, aim = of(rows, lessons, "tokens_in"), of(rows, lessons, metric)
+    equal = [k for k, system in sorted(prompts.items()) if of(rows, system, metric).high >= aim.low]
     k = equal[0] if equal else max(prompts)
-    long = count(prompts[k], "tokens_in")
+    long = of(rows, prompts[k], "tokens_in")
     ratio = [long.value / short.value, long.low / short.high, long.high / short.low]
     reached = (
-        f"{k} worked examples reach it" if equal else f"{k} examples do not reach it ({count(prompts[k], metric).value:.0%})"
+        f"{k} worked examples reach it" if equal else f"{k} examples do not reach it ({of(rows, prompts[k], metric).value:.0%})"
     )
     return Finding(
         "K07", "Tuning shrinks prompts.", f"prompt tokens for {aim.value:.0%} {metric}, % of those with lessons", *ratio, aim.n,
@@ -161,7 +164,7 @@ def k21(rows: Sequence[Row], prompted: str, with_rules: str, lessons: str) -> Fi
 
 def k28(rows: Sequence[Row], prompts: Sequence[str], lessons: str, metric: str = "band_accuracy") -> Finding:
     """Supported when lessons beat the best of the prompts."""
-    best = max(prompts, key=lambda system: estimate([row for row in rows if row.system == system], metric).value)
+    best = max(prompts, key=lambda system: of(rows, system, metric).value)
     value, low, high, n = gain(rows, metric, lessons, best)
     return Finding(
         "K28", "Prompting alone is bounded by context and consistency.",
@@ -172,9 +175,7 @@ def k28(rows: Sequence[Row], prompts: Sequence[str], lessons: str, metric: str =
 def k33(rows: Sequence[Row], prompted: str, lessons: str) -> Finding:
     """Supported when more letters keep every rule with lessons than with the written style and examples in the prompt."""
     value, low, high, n = gain(rows, "every_rule", lessons, prompted)
-    kept = {
-        system: estimate([row for row in rows if row.system == system], "facts_survive").value for system in (prompted, lessons)
-    }
+    kept = {system: of(rows, system, "facts_survive").value for system in (prompted, lessons)}
     return Finding(
         "K33", "Voice is held by tuning better than by prompts.",
         "letters that keep every rule, lessons over prompt, points", value, low, high, n, sign(low, high),

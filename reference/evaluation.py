@@ -206,12 +206,16 @@ def summarise(rows: Sequence[Row]) -> dict[str, dict[str, Estimate]]:
 def estimate(rows: Sequence[Row], metric: str) -> Estimate:
     """Ratio of sums with a percentile bootstrap over facts (Efron and Tibshirani 1993, ch. 13), fixed seed."""
     sums = by_cluster(rows, metric)  # (clusters, 2)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(REDRAWS, len(sums)))
-    totals = sums[drawn].sum(1)
+    totals = redrawn(sums, np.random.default_rng(0))
     totals = totals[totals[:, 1] > 0]
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
     numerator, denominator = sums.sum(0)
     return Estimate(float(numerator / denominator), float(low), float(high), int(denominator))
+
+
+def redrawn(sums: np.ndarray, chance: np.random.Generator) -> np.ndarray:
+    """(clusters, 2) -> sums over as many clusters drawn with replacement, many times: (REDRAWS, 2)."""
+    return sums[chance.integers(len(sums), size=(REDRAWS, len(sums)))].sum(1)
 
 
 def by_cluster(rows: Sequence[Row], metric: str) -> np.ndarray:

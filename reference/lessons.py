@@ -17,7 +17,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from reference import answer as contract
 from reference import leads, voice
-from reference.adapters import Card, read_card, write_card
+from reference.adapters import Card, write_card
 from reference.corpus import SHIPPED, Corpus, CorpusError, Fact, load_facts, read_jsonl
 from reference.evaluation import COST_METRICS, estimate, matches, paired_test, summarise
 from reference.model import LanguageModel, json_constraint
@@ -281,16 +281,15 @@ def scores(rows: Sequence[Row]) -> dict[str, dict]:
 
 
 def grade(
-    course: Course, folder: Path, progress: Callable[[str, int], None] = lambda *_: None
+    model: LanguageModel, course: Course, folder: Path, progress: Callable[[str, int], None] = lambda *_: None
 ) -> tuple[Card, dict[str, list[Row]]]:
     """Examine a trained adapter on every split that its card shows, and write the card anew; returns it and the rows by split.
 
     `progress(split, how many)` is called after each batch.
     """
-    model = LanguageModel.load()
     adapter = model.load_adapter(folder)
     rows = {split: examine(model, course, course.cases(split), adapter, partial(progress, split)) for split in course.examined}
-    card = replace(read_card(folder, model.id), scores={split: scores(found) for split, found in rows.items()})
+    card = replace(model.adapters[adapter], scores={split: scores(found) for split, found in rows.items()})
     write_card(folder, card)
     return card, rows
 

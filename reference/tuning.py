@@ -64,6 +64,16 @@ class Progress:
     seconds_left: float
 
 
+def shown_on(bar) -> Callable[[Progress], None]:
+    """A `progress` for `train` that moves a tqdm bar."""
+
+    def show(p: Progress) -> None:
+        bar.total, bar.n = p.steps, p.step
+        bar.set_postfix_str(f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tokens/s, {p.seconds_left / 60:.0f} minutes left")
+
+    return show
+
+
 @dataclass(frozen=True)
 class Encoded:
     """An example in tokens: shared beginning, own part of the prompt, answer with its end token."""

@@ -342,16 +342,13 @@ def test_no_role_is_ever_shown_what_it_may_not_read(grid, harbour):
 
 
 @pytest.fixture
-def lessons(tiny_model, tmp_path, monkeypatch):
+def lessons(tiny, tmp_path):
     """A registry with a promoted closed_book adapter for a tiny model, and that model."""
     from reference import tuning
     from reference.adapters import Registry
     from reference.model import LanguageModel
     from reference.tuning import Example, Recipe
 
-    tiny_model.network.save_pretrained(tmp_path / "base")
-    tiny_model.tokenizer.save_pretrained(tmp_path / "base")
-    monkeypatch.setenv("REFERENCE_MODEL", str(tmp_path / "base"))
     example = Example(tuple(contract.messages("What does it cost?", [])), '{"answer": "€1", "evidence": []}')
     tuning.train([example], tmp_path / "closed_book", Recipe(rank=2, epochs=1))
     registry = Registry(tmp_path / "adapters")
