@@ -1,8 +1,9 @@
-"""The study behind notebook 03: `python -m benchmarks.lessons [--work DIR]` trains and examines what it reports, for hours.
+"""The study behind notebook 03, for hours: `python -m benchmarks.lessons [PART …] [--work DIR]` trains, examines, reports.
 
-Three seeds of each shipped recipe, the learning curve, label noise, prompts of growing length, forgetting. Every trained
-adapter and every examined row is kept in the work folder, so that an interrupted study goes on where it stopped. The result is
-`benchmarks/lessons.json`: estimates, curves, and the findings of `reference.claims`.
+Its parts: facts from memory, consistency, prompts of growing length, the curves of examples and wrong labels, three seeds of
+each shipped recipe. Seed 0 of a recipe is the adapter that ships. Every trained adapter and every examined row is kept in the
+work folder, so that an interrupted study goes on where it stopped. Each part that is done is written into
+`benchmarks/lessons.json`: estimates, and the findings of `reference.claims`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.measure import machine
-from reference import claims
+from reference import claims, voice
+from reference.adapters import Registry, read_card
 from reference.corpus import SHIPPED, Corpus
 from reference.evaluation import summarise
 from reference.leads import RUBRIC, SHIPPED_LEADS
 from reference.lessons import (
     COURSES,
-    DATASETS,
     Case,
     Row,
     closed_book_cases,
@@ -34,7 +35,7 @@ from reference.lessons import (
 )
 from reference.model import LanguageModel
 from reference.tuning import shown_on, train
-from reference.weights import cache_folder, write_text
+from reference.weights import cache_folder, read_json_object, write_text
 
 RESULT = Path(__file__).parent / "lessons.json"
 SEEDS = (0, 1, 2)
@@ -74,7 +75,9 @@ class Study:
         return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def adapter(self, run: Run) -> Path:
-        """The trained adapter of a run."""
+        """The adapter of a run: the shipped one where it is of this very run, otherwise trained now."""
+        if run == Run(run.course) and (shipped := shipped_adapter(run.course)):
+            return shipped
         folder = self.work / run.name
         if folder.exists():
             return folder
@@ -112,6 +115,16 @@ class Study:
         return self.rows(f"{course}-{label}".replace(" ", "-"), make)
 
 
+def shipped_adapter(name: str) -> Path | None:
+    """The promoted adapter, if it learned from today's data by today's recipe."""
+    registry, course = Registry(), COURSES[name]
+    if name not in registry.names():
+        return None
+    card = read_card(registry.promoted(name), LanguageModel.load().id)
+    fits = card.data == course.data and card.recipe.items() >= asdict(course.recipe).items()
+    return registry.promoted(name) if fits else None
+
+
 def bar_examine(model: LanguageModel, course, cases: Sequence[Case], adapter: str | None = None, **how) -> list[Row]:
     with tqdm(total=len(cases), unit="answer", disable=None) as bar:
         return examine(model, course, cases, adapter, bar.update, **how)
@@ -121,17 +134,6 @@ def estimates(rows: Sequence[Row]) -> dict[str, dict]:
     """Metric -> value, low, high, n. Rows of several seeds on one case stay in one cluster."""
     [found] = summarise([replace(row, system="all") for row in rows]).values()
     return {name: asdict(one) for name, one in found.items()}
-
-
-def seeds(study: Study) -> dict:
-    """Each shipped recipe with three seeds, on each split of its card."""
-    return {
-        name: {
-            split: estimates([row for seed in SEEDS for row in study.tuned(Run(name, seed), split)])
-            for split in course.examined
-        }
-        for name, course in COURSES.items()
-    }
 
 
 def prompts(study: Study) -> tuple[dict, list[claims.Finding]]:
@@ -148,10 +150,9 @@ def prompts(study: Study) -> tuple[dict, list[claims.Finding]]:
     found[label] = study.prompt("qualify", label, [prompted(case, shown[: SHOTS[-1]], rubric) for case in cases], True)
     tuned = study.tuned(Run("qualify"))
     rows = [*tuned, *(row for some in found.values() for row in some)]
-    rules = (DATASETS / "voice" / "README.md").read_text(encoding="utf-8")
-    style = rules[rules.index("## The rules") : rules.index("`voice.faults`")]
-    voice, models = COURSES["voice"], COURSES["voice"].cases("train")[:4]
-    letters = study.prompt("voice", "rules and 4 letters", [prompted(case, models, style) for case in voice.cases("test")])
+    models = COURSES["voice"].cases("train")[:4]
+    asked = [prompted(case, models, voice.rules()) for case in COURSES["voice"].cases("test")]
+    letters = study.prompt("voice", "rules and 4 letters", asked)
     written = study.tuned(Run("voice"))
     free = {k: f"{k} examples" for k in SHOTS}
     findings = [
@@ -193,7 +194,7 @@ def memory(study: Study) -> tuple[dict, list[claims.Finding]]:
     return {"everyday": {name: estimates(rows) for name, rows in everyday.items()}}, findings
 
 
-def consistency(study: Study) -> list[claims.Finding]:
+def consistency(study: Study) -> tuple[dict, list[claims.Finding]]:
     """Two phrasings of each fact to retrieval and to lessons."""
     from reference.system import Ask, open_grid
 
@@ -208,24 +209,39 @@ def consistency(study: Study) -> list[claims.Finding]:
         return [Row("rag", c.id, c.cluster, r.raw, c.score(r.raw)) for c, r in zip(cases, replies, strict=True)]
 
     tuned = [row for split in course.examined for row in study.tuned(Run("closed_book"), split)]
-    return [claims.k02([*study.rows("closed_book-rag", rag), *tuned], "rag", "tuned")]
+    retrieved = study.rows("closed_book-rag", rag)
+    findings = [claims.k02([*retrieved, *tuned], "rag", "tuned")]
+    return {"rag": estimates(retrieved), "tuned": estimates(tuned)}, findings
+
+
+def seeds(study: Study) -> tuple[dict, list[claims.Finding]]:
+    """Each shipped recipe with three seeds, on each split of its card: all together, and each seed's own value."""
+    found = {}
+    for name, course in COURSES.items():
+        for split in course.examined:
+            rows = [study.tuned(Run(name, seed), split) for seed in SEEDS]
+            each = {metric: [estimates(some)[metric]["value"] for some in rows] for metric in estimates(rows[0])}
+            found |= {f"{name}, {split}": {"all": estimates([row for some in rows for row in some]), "each": each}}
+    return found, []
+
+
+PARTS = {part.__name__: part for part in (memory, consistency, prompts, curves, seeds)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lessons", description="The study behind notebook 03.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--work", type=Path, default=None, help="where adapters and rows are kept; in the cache, unless named")
-    study = Study(parser.parse_args().work or cache_folder() / "lessons-study")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {min(unknown)!r}; choose from {', '.join(PARTS)}")
+    study = Study(options.work or cache_folder() / "lessons-study")
     study.work.mkdir(parents=True, exist_ok=True)
-    facts, of_memory = memory(study)
-    prompting, of_prompts = prompts(study)
-    curve, of_curves = curves(study)
-    findings = sorted([*consistency(study), *of_memory, *of_prompts, *of_curves], key=lambda finding: finding.claim)
-    result = {
-        "machine": machine(), "seeds": seeds(study), "prompts": prompting, "curves": curve, **facts,
-        "findings": [asdict(finding) for finding in findings],
-    }  # fmt: skip
-    write_text(RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print("\n".join(map(str, findings)), f"\nwritten: {RESULT}")
+    for name in options.parts or PARTS:
+        measured, findings = PARTS[name](study)
+        part = {"machine": machine(), "measured": measured, "findings": [asdict(finding) for finding in findings]}
+        write_text(RESULT, json.dumps(read_json_object(RESULT) | {name: part}, indent=1, ensure_ascii=False) + "\n")
+        print("\n".join(map(str, findings)), f"\n{name}: written to {RESULT}")
 
 
 if __name__ == "__main__":

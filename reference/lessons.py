@@ -26,7 +26,7 @@ from reference.weights import sha256
 
 DATASETS = SHIPPED.parent
 EVERYDAY = DATASETS / "everyday" / "questions.jsonl"
-BATCH = 8
+BATCH = 32
 Scores = dict[str, tuple[float, float]]
 
 

@@ -58,6 +58,12 @@ def load_drafts(path: str | Path) -> list[Draft]:
     return drafts
 
 
+def rules() -> str:
+    """The written rules, as `datasets/voice/README.md` gives them to people."""
+    guide = (SHIPPED_VOICE / "README.md").read_text(encoding="utf-8")
+    return guide[guide.index("## The rules") : guide.index("`voice.faults`")].strip()
+
+
 def sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", text.strip())
 
