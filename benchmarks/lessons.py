@@ -39,7 +39,8 @@ from reference.weights import cache_folder, read_json_object, write_text
 
 RESULT = Path(__file__).parent / "lessons.json"
 SEEDS = (0, 1, 2)
-SIZES = (25, 50, 100, 200, 400, 800)
+SIZES = (25, 50, 100, 200, 400, 800)  # and all
+NOISY = 800  # of the first so many cases there are copies with wrong labels
 NOISE = {0: None, 10: SHIPPED_LEADS / "noise_10.jsonl", 30: SHIPPED_LEADS / "noise_30.jsonl"}
 SHOTS = (0, 2, 4, 8)
 LEAST_STEPS = 40  # a small set is repeated until it was seen in this many steps
@@ -170,11 +171,12 @@ def prompts(study: Study) -> tuple[dict, list[claims.Finding]]:
 
 def curves(study: Study) -> tuple[dict, list[claims.Finding]]:
     """Examples, and wrong labels, against form and bands."""
-    by_size = {size: study.tuned(Run("qualify", examples=size if size < max(SIZES) else None)) for size in SIZES}
-    by_noise = {noise: study.tuned(Run("qualify", noise=noise)) for noise in NOISE}
+    by_size = {size: study.tuned(Run("qualify", examples=size)) for size in SIZES}
+    by_size[len(qualify_cases("train"))] = study.tuned(Run("qualify"))
+    by_noise = {noise: study.tuned(Run("qualify", examples=NOISY, noise=noise)) for noise in NOISE}
     found = {"examples": by_size, "noise": by_noise}
     shifted = study.tuned(Run("qualify"), "shifted")
-    findings = [claims.k22(by_size), claims.k23(by_noise), claims.k24(by_size[max(SIZES)], shifted)]
+    findings = [claims.k22(by_size), claims.k23(by_noise), claims.k24(by_size[max(by_size)], shifted)]
     return {name: {key: estimates(rows) for key, rows in some.items()} for name, some in found.items()}, findings
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +28,28 @@ ASK_STEP = "SDR asks the missing question within one working day"
 SHIPPED_LEADS = SHIPPED.parent / "leads"
 
 
+Scored = tuple[int | None, int]
+
+
 class Points(BaseModel):
-    """Points of each criterion; None where the text does not say."""
+    """Of each criterion its points, None where the text does not say, and the total so far. A small model cannot add five
+    numbers in its head; it can add one to a subtotal that it wrote down (Nye et al. 2021, "Show your work")."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    budget: int | None
-    authority: int | None
-    need: int | None
-    timeline: int | None
-    fit: int | None
+    budget: Scored
+    authority: Scored
+    need: Scored
+    timeline: Scored
+    fit: Scored
+
+    @classmethod
+    def added_up(cls, points: dict[str, int | None]) -> Points:
+        """From the points of each criterion."""
+        subtotals = accumulate(points[c] or 0 for c in CRITERIA)
+        return cls(**{c: (points[c], subtotal) for c, subtotal in zip(CRITERIA, subtotals, strict=True)})
+
+    def of(self, criterion: str) -> int | None:
+        return getattr(self, criterion)[0]
 
 
 class Label(BaseModel):
@@ -125,7 +139,7 @@ class Rubric:
             reason = f"R-LOW-{max(LOW_ORDER, key=lambda c: below[c]).upper()}"
         step = ASK_STEP if asks else self.steps[band]
         missing = [c for c in CRITERIA if points[c] is None]
-        return Label(points=Points(**points), total=total, band=band, reason=reason, next_step=step, missing=missing)
+        return Label(points=Points.added_up(points), total=total, band=band, reason=reason, next_step=step, missing=missing)
 
 
 def load_cases(path: str | Path, noise: str | Path | None = None) -> list[Case]:
@@ -161,9 +175,9 @@ def score(raw: str, gold: Label) -> dict[str, tuple[float, float]]:
         "reason_accuracy": found is not None and found.reason == gold.reason,
         "next_step_accuracy": found is not None and found.next_step == gold.next_step,
         "all_right": found == gold,
-        "consistent": found is not None and found.total == sum(v or 0 for v in found.points.model_dump().values()),
+        "consistent": found is not None and found.total == sum(found.points.of(c) or 0 for c in CRITERIA),
     }
-    right = sum(getattr(found.points, c) == getattr(gold.points, c) for c in CRITERIA) if found else 0
+    right = sum(found.points.of(c) == gold.points.of(c) for c in CRITERIA) if found else 0
     return {name: (float(hit), 1) for name, hit in hits.items()} | {"point_accuracy": (right, len(CRITERIA))}
 
 
@@ -185,8 +199,8 @@ def validate_cases(cases: Iterable[Case], corpus: Corpus) -> list[str]:
 # --- as a lesson ------------------------------------------------------------------------------------------------------
 
 INSTRUCTION = (
-    "You qualify sales leads. Reply in JSON: the points for budget, authority, need, timeline and fit (null if the text does"
-    " not say), their total, band, reason code, next step, and what is missing."
+    "You qualify sales leads. Reply in JSON: for budget, authority, need, timeline and fit the points (null if the text does"
+    " not say) and the total so far, then the total, band, reason code, next step, and what is missing."
 )
 
 
