@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reference.corpus import SHIPPED, Corpus, CorpusError, Document, read_jsonl, to_day
 
@@ -25,15 +25,18 @@ BLOCKING = ("budget", "authority", "need")  # zero points on one of them block b
 LOW_ORDER = ("need", "authority", "budget", "fit", "timeline")  # ties of R-LOW codes
 UNKNOWN = "unknown"
 ASK_STEP = "SDR asks the missing question within one working day"
+LONGEST_EVIDENCE = 100  # characters
 SHIPPED_LEADS = SHIPPED.parent / "leads"
 
 
-Scored = tuple[int | None, int]
+Words = Annotated[str, Field(max_length=LONGEST_EVIDENCE)]
+Scored = tuple[Words | None, int | None, int]
 
 
-class Points(BaseModel):
-    """Of each criterion its points, None where the text does not say, and the total so far. A small model cannot add five
-    numbers in its head; it can add one to a subtotal that it wrote down (Nye et al. 2021, "Show your work")."""
+class Scores(BaseModel):
+    """Of each criterion the words of the text that show it, its points (both None where the text does not say), and the total
+    so far. A small model finds, then judges; and it cannot add five numbers in its head, but one to a subtotal that it wrote
+    down (Nye et al. 2021, "Show your work")."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     budget: Scored
@@ -43,20 +46,25 @@ class Points(BaseModel):
     fit: Scored
 
     @classmethod
-    def added_up(cls, points: dict[str, int | None]) -> Points:
-        """From the points of each criterion."""
+    def added_up(cls, evidence: dict[str, str | None], points: dict[str, int | None]) -> Scores:
+        """From the words and the points of each criterion."""
         subtotals = accumulate(points[c] or 0 for c in CRITERIA)
-        return cls(**{c: (points[c], subtotal) for c, subtotal in zip(CRITERIA, subtotals, strict=True)})
+        return cls(**{c: (evidence.get(c), points[c], subtotal) for c, subtotal in zip(CRITERIA, subtotals, strict=True)})
 
-    def of(self, criterion: str) -> int | None:
-        return getattr(self, criterion)[0]
+    def evidence(self) -> list[str]:
+        """The words that are quoted."""
+        return [words for c in CRITERIA if (words := getattr(self, c)[0]) is not None]
+
+    def points(self) -> list[int | None]:
+        """In the order of CRITERIA."""
+        return [getattr(self, c)[1] for c in CRITERIA]
 
 
 class Label(BaseModel):
     """What the qualification of a lead must emit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    points: Points
+    scores: Scores
     total: int
     band: Literal["A", "B", "C", "D"]
     reason: str
@@ -70,7 +78,7 @@ class Label(BaseModel):
 
 @dataclass(frozen=True)
 class Case:
-    """One lead. `levels` maps each criterion to a level of the rubric or to "unknown"."""
+    """One lead. `levels` maps each criterion to a level of the rubric or to "unknown", `evidence` to the words that show it."""
 
     id: str
     account: str
@@ -80,6 +88,7 @@ class Case:
     written_on: date
     text: str
     levels: dict[str, str]
+    evidence: dict[str, str | None]
     split: str  # train, dev, test; shifted: product, region and channel that train never shows
 
 
@@ -113,8 +122,11 @@ class Rubric:
         """The rubric in force on a day."""
         return cls.of(corpus.as_of(day).get(RUBRIC))
 
-    def label(self, levels: dict[str, str]) -> Label:
-        """The label that follows from the levels. Raises CorpusError for a level that the rubric does not have."""
+    def label(self, levels: dict[str, str], evidence: dict[str, str | None] | None = None) -> Label:
+        """The label that follows from the levels, with the words that show them.
+
+        Raises CorpusError for a level that the rubric does not have.
+        """
         for criterion in CRITERIA:
             if levels.get(criterion) not in (*self.points[criterion], UNKNOWN):
                 raise CorpusError(
@@ -139,7 +151,14 @@ class Rubric:
             reason = f"R-LOW-{max(LOW_ORDER, key=lambda c: below[c]).upper()}"
         step = ASK_STEP if asks else self.steps[band]
         missing = [c for c in CRITERIA if points[c] is None]
-        return Label(points=Points.added_up(points), total=total, band=band, reason=reason, next_step=step, missing=missing)
+        return Label(
+            scores=Scores.added_up(evidence or {}, points),
+            total=total,
+            band=band,
+            reason=reason,
+            next_step=step,
+            missing=missing,
+        )
 
 
 def load_cases(path: str | Path, noise: str | Path | None = None) -> list[Case]:
@@ -166,19 +185,25 @@ def parse(raw: str) -> Label | None:
         return None
 
 
-def score(raw: str, gold: Label) -> dict[str, tuple[float, float]]:
-    """What one output adds to each metric, as (numerator, denominator)."""
+def score(raw: str, gold: Label, text: str) -> dict[str, tuple[float, float]]:
+    """What one output adds to each metric, as (numerator, denominator); `text` is the lead's. Any words of the text will do as
+    evidence."""
     found = parse(raw)
+    points, right = found.scores.points() if found else [], gold.scores.points()
+    rest = found is not None and found.model_copy(update={"scores": gold.scores}) == gold  # all but the scores
     hits = {
         "format_validity": found is not None,
         "band_accuracy": found is not None and found.band == gold.band,
         "reason_accuracy": found is not None and found.reason == gold.reason,
         "next_step_accuracy": found is not None and found.next_step == gold.next_step,
-        "all_right": found == gold,
-        "consistent": found is not None and found.total == sum(found.points.of(c) or 0 for c in CRITERIA),
+        "all_right": rest and points == right,
+        "consistent": found is not None and found.total == sum(value or 0 for value in points),
     }
-    right = sum(found.points.of(c) == gold.points.of(c) for c in CRITERIA) if found else 0
-    return {name: (float(hit), 1) for name, hit in hits.items()} | {"point_accuracy": (right, len(CRITERIA))}
+    same = sum(mine == its for mine, its in zip(points, right, strict=False))
+    scores = {name: (float(hit), 1) for name, hit in hits.items()} | {"point_accuracy": (same, len(CRITERIA))}
+    if found and (quoted := found.scores.evidence()):
+        scores["evidence_stands"] = (sum(words in text for words in quoted), len(quoted))
+    return scores
 
 
 def validate_cases(cases: Iterable[Case], corpus: Corpus) -> list[str]:
@@ -191,6 +216,9 @@ def validate_cases(cases: Iterable[Case], corpus: Corpus) -> list[str]:
             problems.append(f"case {case.id}: {error}")
         if split_of.setdefault(case.account, case.split) != case.split:
             problems.append(f"case {case.id}: account {case.account} is in splits {split_of[case.account]} and {case.split}")
+        for criterion, words in case.evidence.items():
+            if (words is None) != (case.levels.get(criterion) == UNKNOWN) or (words and words not in case.text):
+                problems.append(f"case {case.id}: {words!r} is no evidence for {criterion} {case.levels.get(criterion)!r}")
         if (other := seen.setdefault(" ".join(case.text.split()), case.id)) != case.id:
             problems.append(f"case {case.id}: the same text as {other}")
     return problems
@@ -199,8 +227,9 @@ def validate_cases(cases: Iterable[Case], corpus: Corpus) -> list[str]:
 # --- as a lesson ------------------------------------------------------------------------------------------------------
 
 INSTRUCTION = (
-    "You qualify sales leads. Reply in JSON: for budget, authority, need, timeline and fit the points (null if the text does"
-    " not say) and the total so far, then the total, band, reason code, next step, and what is missing."
+    "You qualify sales leads. Reply in JSON: for budget, authority, need, timeline and fit the words that show it, the points"
+    " (both null if the text does not say) and the total so far; then the total, band, reason code, next step, and what is"
+    " missing."
 )
 
 

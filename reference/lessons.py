@@ -162,10 +162,9 @@ def qualify_cases(split: str, noise: Path | None = None) -> list[Case]:
     cases = []
     for lead in leads.load_cases(LEADS, noise):
         if lead.split == split:
-            gold = leads.Rubric.on(corpus, lead.written_on).label(lead.levels)
-            cases.append(
-                Case(lead.id, lead.account, tuple(leads.messages(lead)), gold.to_text(), partial(leads.score, gold=gold))
-            )
+            gold = leads.Rubric.on(corpus, lead.written_on).label(lead.levels, lead.evidence)
+            score = partial(leads.score, gold=gold, text=lead.text)
+            cases.append(Case(lead.id, lead.account, tuple(leads.messages(lead)), gold.to_text(), score))
     return cases
 
 
@@ -199,7 +198,7 @@ COURSES = {
             Recipe(epochs=3, batch=8),
             "band_accuracy",
             {"format_validity": 0.99},
-            128,
+            224,
             "leads unlike those of the training set, decisions without a person, any rubric but the one of August 2026",
             leads.Label.model_json_schema(),
             ("dev", "test", "shifted"),

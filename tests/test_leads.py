@@ -65,7 +65,7 @@ def test_a_new_version_of_the_document_is_a_new_rubric(corpus, rubric):
 
 def test_unknown_counts_nothing_and_is_missing(rubric):
     label = rubric.label(BEST | {"timeline": "unknown", "fit": "unknown"})
-    assert label.points.timeline == (None, 65) and label.missing == ["timeline", "fit"] and label.total == 65
+    assert label.scores.timeline == (None, None, 65) and label.missing == ["timeline", "fit"] and label.total == 65
 
 
 def test_a_document_that_is_no_rubric_and_a_level_that_it_lacks_are_refused(corpus, rubric):
@@ -80,9 +80,9 @@ def test_a_document_that_is_no_rubric_and_a_level_that_it_lacks_are_refused(corp
 
 def test_a_right_output_has_every_point_and_a_wrong_band_loses_its_own(rubric):
     gold = rubric.label(BEST)
-    assert {n / d for n, d in leads.score(gold.to_text(), gold).values()} == {1}
+    assert {n / d for n, d in leads.score(gold.to_text(), gold, "").values()} == {1}
     wrong = gold.model_copy(update={"band": "B"}).to_text()
-    found = leads.score(wrong, gold)
+    found = leads.score(wrong, gold, "")
     assert found["band_accuracy"] == (0, 1) and found["format_validity"] == (1, 1) and found["all_right"] == (0, 1)
     assert found["point_accuracy"] == (5, 5)
 
@@ -90,7 +90,7 @@ def test_a_right_output_has_every_point_and_a_wrong_band_loses_its_own(rubric):
 @pytest.mark.parametrize("raw", ["", "band A", '{"band": "A"}', "null", "[]"])
 def test_what_is_not_the_schema_scores_nothing(rubric, raw):
     assert leads.parse(raw) is None
-    assert {n for n, _ in leads.score(raw, rubric.label(BEST)).values()} == {0}
+    assert {n for n, _ in leads.score(raw, rubric.label(BEST), "").values()} == {0}
 
 
 def test_a_label_with_an_extra_key_or_a_text_for_a_number_is_not_the_schema(rubric):
@@ -98,12 +98,22 @@ def test_a_label_with_an_extra_key_or_a_text_for_a_number_is_not_the_schema(rubr
     assert leads.parse(json.dumps(whole)) is not None
     assert leads.parse(json.dumps(whole | {"mood": "good"})) is None
     assert leads.parse(json.dumps(whole | {"total": "100"})) is None
-    assert leads.parse(json.dumps(whole | {"points": whole["points"] | {"fit": [20]}})) is None
+    assert leads.parse(json.dumps(whole | {"scores": whole["scores"] | {"fit": [20]}})) is None
 
 
-def test_points_are_written_with_the_total_so_far(rubric):
-    points = '{"budget": [20, 20], "authority": [20, 40], "need": [null, 40], "timeline": [15, 55], "fit": [20, 75]}'
-    assert rubric.label(BEST | {"need": "unknown"}).to_text().startswith(f'{{"points": {points}, "total": 75, ')
+def test_a_label_shows_the_words_the_points_and_the_total_so_far(rubric):
+    text = rubric.label(BEST | {"need": "unknown"}, {"budget": "signed off", "fit": "a dozen vans"}).to_text()
+    assert text.startswith(
+        '{"scores": {"budget": ["signed off", 20, 20], "authority": [null, 20, 40], "need": [null, null, 40], '
+    )
+    assert '"fit": ["a dozen vans", 20, 75]}, "total": 75, ' in text
+
+
+def test_evidence_must_stand_in_the_text_and_any_words_of_it_will_do(rubric):
+    gold = rubric.label(BEST, {"budget": "signed off", "fit": "a dozen vans"})
+    other = rubric.label(BEST, {"budget": "it is signed off", "fit": "a hundred vans"})
+    found = leads.score(other.to_text(), gold, "The money? Well, it is signed off. We have a dozen vans.")
+    assert found["all_right"] == (1, 1) and found["evidence_stands"] == (1, 2)
 
 
 # --- the shipped leads ------------------------------------------------------------------------------------------------
@@ -119,8 +129,10 @@ def test_the_validator_finds_a_wrong_level_a_split_account_and_a_doubled_text(ca
 
     one = cases[0]
     bad = [one, replace(one, id="x", split="other"), replace(one, id="y", account="z", levels=one.levels | {"need": "dire"})]
+    bad += [replace(one, id="w", evidence=one.evidence | {"budget": "words of somebody else"})]
     said = " ".join(leads.validate_cases(bad, corpus))
     assert "unknown level 'dire'" in said and "is in splits" in said and "the same text" in said
+    assert "'words of somebody else' is no evidence for budget" in said
 
 
 def test_the_shifted_split_has_products_places_and_channels_that_train_never_shows(cases):
