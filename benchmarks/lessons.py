@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from reference.lessons import (
 )
 from reference.model import LanguageModel
 from reference.tuning import shown_on, train
-from reference.weights import cache_folder, read_json_object, write_text
+from reference.weights import cache_folder, language_model, read_json_object, write_text
 
 RESULT = Path(__file__).parent / "lessons.json"
 SEEDS = (0, 1, 2)
@@ -84,20 +85,11 @@ class Study:
             return folder
         course = COURSES[run.course]
         cases = qualify_cases("train", NOISE[run.noise]) if run.noise else course.cases("train")
-        cases = cases[: run.examples]
-        recipe = replace(course.recipe, seed=run.seed)
-        per_epoch = -(-len(cases) // recipe.batch)
-        recipe = replace(recipe, epochs=max(recipe.epochs, LEAST_STEPS / per_epoch))
+        examples = [case.example for case in cases[: run.examples]]
+        per_epoch = math.ceil(len(examples) / course.recipe.batch)
+        recipe = replace(course.recipe, seed=run.seed, epochs=max(course.recipe.epochs, LEAST_STEPS / per_epoch))
         with tqdm(unit="step", desc=run.name, disable=None) as bar:
-            train(
-                [case.example for case in cases],
-                folder,
-                recipe,
-                course.data,
-                course.not_fit_for,
-                shown_on(bar),
-                name=run.course,
-            )
+            train(examples, folder, recipe, course.data, course.not_fit_for, shown_on(bar), name=run.course)
         return folder
 
     def tuned(self, run: Run, split: str = "test", cases: Sequence[Case] | None = None, label: str = "") -> list[Row]:
@@ -118,12 +110,12 @@ class Study:
 
 def shipped_adapter(name: str) -> Path | None:
     """The promoted adapter, if it learned from today's data by today's recipe."""
-    registry, course = Registry(), COURSES[name]
-    if name not in registry.names():
+    _, base = language_model()
+    folder, course = Registry().for_base(name, base), COURSES[name]
+    if folder is None:
         return None
-    card = read_card(registry.promoted(name), LanguageModel.load().id)
-    fits = card.data == course.data and card.recipe.items() >= asdict(course.recipe).items()
-    return registry.promoted(name) if fits else None
+    card = read_card(folder, base)
+    return folder if card.data == course.data and card.recipe.items() >= asdict(course.recipe).items() else None
 
 
 def bar_examine(model: LanguageModel, course, cases: Sequence[Case], adapter: str | None = None, **how) -> list[Row]:
@@ -218,13 +210,14 @@ def consistency(study: Study) -> tuple[dict, list[claims.Finding]]:
 
 def seeds(study: Study) -> tuple[dict, list[claims.Finding]]:
     """Each shipped recipe with three seeds, on each split of its card: all together, and each seed's own value."""
-    found = {}
+    measured = {}
     for name, course in COURSES.items():
         for split in course.examined:
             rows = [study.tuned(Run(name, seed), split) for seed in SEEDS]
-            each = {metric: [estimates(some)[metric]["value"] for some in rows] for metric in estimates(rows[0])}
-            found |= {f"{name}, {split}": {"all": estimates([row for some in rows for row in some]), "each": each}}
-    return found, []
+            by_seed = [estimates(some) for some in rows]
+            each = {metric: [found[metric]["value"] for found in by_seed] for metric in by_seed[0]}
+            measured |= {f"{name}, {split}": {"all": estimates([row for some in rows for row in some]), "each": each}}
+    return measured, []
 
 
 PARTS = {part.__name__: part for part in (memory, consistency, prompts, curves, seeds)}
