@@ -130,27 +130,24 @@ def estimates(rows: Sequence[Row]) -> dict[str, dict]:
 
 
 def prompts(study: Study) -> tuple[dict, list[claims.Finding]]:
-    """The base with ever longer prompts, free and constrained, beside lessons, on the same leads and letters."""
+    """The base with ever longer prompts, the longest also constrained, beside lessons, on the same leads and letters."""
     cases, shown = qualify_cases("test"), qualify_cases("train")
     rubric = Corpus.load(SHIPPED).as_of("2026-10-01").get(RUBRIC).text
-    found: dict[str, list[Row]] = {}
-    for k in SHOTS:
-        asked = [prompted(case, shown[:k]) for case in cases]
-        for constrained in (False, True):
-            label = f"{k} examples{', constrained' * constrained}"
-            found[label] = study.prompt("qualify", label, asked, constrained)
-    label = f"{SHOTS[-1]} examples and the rubric, constrained"
-    found[label] = study.prompt("qualify", label, [prompted(case, shown[: SHOTS[-1]], rubric) for case in cases], True)
+    few, most = {f"{k} examples": [prompted(case, shown[:k]) for case in cases] for k in SHOTS}, f"{SHOTS[-1]} examples"
+    found = {label: study.prompt("qualify", label, asked) for label, asked in few.items()}
+    held, with_rubric = f"{most}, constrained", f"{most} and the rubric, constrained"
+    found[held] = study.prompt("qualify", held, few[most], True)
+    asked = [prompted(case, shown[: SHOTS[-1]], rubric) for case in cases]
+    found[with_rubric] = study.prompt("qualify", with_rubric, asked, True)
     tuned = study.tuned(Run("qualify"))
     rows = [*tuned, *(row for some in found.values() for row in some)]
     models = COURSES["voice"].cases("train")[:4]
     asked = [prompted(case, models, voice.rules()) for case in COURSES["voice"].cases("test")]
     letters = study.prompt("voice", "rules and 4 letters", asked)
     written = study.tuned(Run("voice"))
-    free = {k: f"{k} examples" for k in SHOTS}
     findings = [
-        claims.k07(rows, free, "tuned"),
-        claims.k21(rows, f"{SHOTS[-1]} examples, constrained", label, "tuned"),
+        claims.k07(rows, dict(zip(SHOTS, few, strict=True)), "tuned"),
+        claims.k21(rows, held, with_rubric, "tuned"),
         claims.k28(rows, list(found), "tuned"),
         claims.k33([*letters, *written], "rules and 4 letters", "tuned"),
     ]
