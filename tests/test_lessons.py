@@ -1,12 +1,14 @@
 """The three courses: their cases are right by their own scores, and the gate stops what is worse."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from reference.__main__ import main
+from reference.adapters import Registry, read_card
 from reference.corpus import SHIPPED, Corpus, load_facts, read_jsonl
+from reference.evaluation import estimate
 from reference.lessons import (
     COURSES,
     DATASETS,
@@ -196,3 +198,19 @@ def test_the_everyday_questions_are_asked_once_and_in_no_lesson(tiny_model):
     assert not [q for q in questions if any(q in asked for asked in lessons)]
     found = surprise_rows(tiny_model)
     assert len(found) == len(questions) and scores(found)["surprise"]["value"] > 1
+
+
+# --- what ships ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_a_shipped_adapter_is_small_learned_from_this_data_and_does_what_its_card_says(name, model):
+    course, folder = COURSES[name], Registry().promoted(name)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
+    card = read_card(folder, model.id)
+    assert card.data == course.data and card.examples == len(course.cases("train"))
+    assert card.recipe.items() >= asdict(replace(course.recipe, seed=card.recipe["seed"])).items()
+    for split in course.examined:
+        assert card.scores[split][course.metric]["n"] == len(course.cases(split))
+    some = examine(model, course, course.cases("test")[:: len(course.cases("test")) // 16], model.load_adapter(folder))
+    assert estimate(some, course.metric).value == pytest.approx(card.scores["test"][course.metric]["value"], abs=0.25)
