@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import reference
+from reference.adapters import Registry
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "reference"
@@ -225,3 +226,15 @@ def test_the_table_in_the_readme_is_the_measured_one():
     for title, metric in README_ROWS.items():
         row = next(line for line in lines if line.startswith(f"| {title} |"))
         assert [cell.strip() for cell in row.split("|")[2:-1]] == [cell(found.get(metric)) for found in metrics.values()]
+
+
+def test_the_lessons_in_the_readme_are_those_of_the_cards():
+    """Each number of a row stands on that adapter's card."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    registry = Registry()
+    for name in registry.names():
+        card = json.loads((registry.promoted(name) / "card.json").read_text())
+        measured = {cell(found) for metrics in card["scores"].values() for found in metrics.values()}
+        row = next(line for line in lines if line.startswith(f"| `{name}`"))
+        stated = re.findall(r"\d+% \(\d+%–\d+%\)|\d+ of \d+", row)
+        assert stated and set(stated) <= measured and f"{card['examples']:,} " in row
