@@ -212,5 +212,6 @@ def test_a_shipped_adapter_is_small_learned_from_this_data_and_does_what_its_car
     assert card.recipe.items() >= asdict(replace(course.recipe, seed=card.recipe["seed"])).items()
     for split in course.examined:
         assert card.scores[split][course.metric]["n"] == len(course.cases(split))
-    some = examine(model, course, course.cases("test")[:: len(course.cases("test")) // 16], model.load_adapter(folder))
+    cases = course.cases("test")
+    some = examine(model, course, cases[:: len(cases) // 16], model.load_adapter(folder))
     assert estimate(some, course.metric).value == pytest.approx(card.scores["test"][course.metric]["value"], abs=0.25)
