@@ -24,6 +24,7 @@ from reference.lessons import (
     states,
     surprise_rows,
 )
+from reference.model import LanguageModel
 from reference.tuning import Recipe
 
 
@@ -203,15 +204,21 @@ def test_the_everyday_questions_are_asked_once_and_in_no_lesson(tiny_model):
 # --- what ships ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def pianist():
+    """A model of this module's own, since an adapter once loaded stays."""
+    return LanguageModel.load()
+
+
 @pytest.mark.parametrize("name", COURSES)
-def test_a_shipped_adapter_is_small_learned_from_this_data_and_does_what_its_card_says(name, model):
+def test_a_shipped_adapter_is_small_learned_from_this_data_and_does_what_its_card_says(name, pianist):
     course, folder = COURSES[name], Registry().promoted(name)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5_000_000
-    card = read_card(folder, model.id)
+    card = read_card(folder, pianist.id)
     assert card.data == course.data and card.examples == len(course.cases("train"))
     assert card.recipe.items() >= asdict(replace(course.recipe, seed=card.recipe["seed"])).items()
     for split in course.examined:
         assert card.scores[split][course.metric]["n"] == len(course.cases(split))
     cases = course.cases("test")
-    some = examine(model, course, cases[:: len(cases) // 16], model.load_adapter(folder))
+    some = examine(pianist, course, cases[:: len(cases) // 16], pianist.load_adapter(folder))
     assert estimate(some, course.metric).value == pytest.approx(card.scores["test"][course.metric]["value"], abs=0.25)
