@@ -127,10 +127,11 @@ def convert_gguf(source: Path, folder: Path) -> None:
     plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    record_sums(folder)
 
 
 def write_folder(folder: Path, write) -> None:
-    """Let `write(temporary folder)` fill a folder, record its sha256 sums, and only then give it its name."""
+    """Let `write(temporary folder)` fill a folder, and only then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
         if time.time() - left.stat().st_mtime > ABANDONED:
@@ -138,8 +139,6 @@ def write_folder(folder: Path, write) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write(temporary)
-        sums = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "sha256.json").write_text(json.dumps(sums, indent=1))
         try:
             temporary.rename(folder)
         except OSError:
@@ -147,6 +146,12 @@ def write_folder(folder: Path, write) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def record_sums(folder: Path) -> None:
+    """Write down the sha256 of each file of a folder, for `check_converted`."""
+    sums = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    write_text(folder / "sha256.json", json.dumps(sums, indent=1))
 
 
 def check_converted(folder: Path) -> None:

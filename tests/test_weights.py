@@ -16,6 +16,7 @@ from reference.weights import (
     WeightsError,
     check_converted,
     forget_checks,
+    record_sums,
     sha256,
     verify,
     write_folder,
@@ -137,11 +138,12 @@ def test_a_damaged_memo_costs_a_reading_and_nothing_else(cache, file, damage):
 
 @pytest.fixture
 def converted(cache) -> Path:
-    """A folder as `write_folder` leaves it."""
+    """A folder such as `convert_gguf` writes."""
 
     def write(temporary: Path) -> None:
         (temporary / "model.safetensors").write_bytes(bytes(range(256)) * 64)
         (temporary / "config.json").write_text("{}")
+        record_sums(temporary)
 
     write_folder(cache / "tiny", write)
     return cache / "tiny"
@@ -199,7 +201,9 @@ def test_the_shipped_weights_are_data_whose_package_is_never_imported(model, emb
 
 def test_a_damaged_cached_model_is_one_line_that_says_what_to_delete(cache):
     folder = cache / f"SmolLM2-135M-Instruct-{weights.LANGUAGE_MODEL.sha256[:12]}"
-    write_folder(folder, lambda temporary: (temporary / "model.safetensors").write_bytes(b"right"))
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"right")
+    record_sums(folder)
     (folder / "model.safetensors").write_bytes(b"wrong")
     with pytest.raises(WeightsError) as error:
         weights.language_model()
@@ -270,6 +274,7 @@ def copy_in_pieces(temporary):
         with open(path, "rb") as read, open(temporary / path.name, "wb") as written:
             while piece := read.read(1 << 16):
                 written.write(piece)
+    weights.record_sums(temporary)
 
 def save_model():
     weights.write_folder(folder, copy_in_pieces)
@@ -383,6 +388,7 @@ def test_two_writers_of_one_folder_at_once_both_succeed_and_leave_one_whole_fold
 
     def write(temporary: Path) -> None:
         (temporary / "model.safetensors").write_bytes(b"the same" * 1000)
+        record_sums(temporary)
         both_writing.wait(10)
 
     def run() -> None:
