@@ -73,12 +73,15 @@ class Label(BaseModel):
 
     def to_text(self) -> str:
         """The one way to write a label: JSON on one line."""
-        return json.dumps(self.model_dump())
+        return json.dumps(self.model_dump(), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One lead. `levels` maps each criterion to a level of the rubric or to "unknown", `evidence` to the words that show it."""
+    """One lead. `levels` maps each criterion to a level of the rubric or to "unknown", `evidence` to the words that show it.
+
+    Straight double quotes become single ones: a small model that quotes them inside JSON forgets to escape them.
+    """
 
     id: str
     account: str
@@ -90,6 +93,11 @@ class Case:
     levels: dict[str, str]
     evidence: dict[str, str | None]
     split: str  # train, dev, test; shifted: product, region and channel that train never shows
+
+    def __post_init__(self):
+        single = str.maketrans('"', "'")
+        object.__setattr__(self, "text", self.text.translate(single))
+        object.__setattr__(self, "evidence", {c: words and words.translate(single) for c, words in self.evidence.items()})
 
 
 @dataclass(frozen=True)
