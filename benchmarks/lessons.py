@@ -30,6 +30,7 @@ from reference.lessons import (
     closed_book_cases,
     examine,
     prompted,
+    put_to,
     qualify_cases,
     source_cases,
     surprise_rows,
@@ -111,11 +112,8 @@ class Study:
 def shipped_adapter(name: str) -> Path | None:
     """The promoted adapter, if it learned from today's data by today's recipe."""
     _, base = language_model()
-    folder, course = Registry().for_base(name, base), COURSES[name]
-    if folder is None:
-        return None
-    card = read_card(folder, base)
-    return folder if card.data == course.data and card.recipe.items() >= asdict(course.recipe).items() else None
+    folder = Registry().for_base(name, base)
+    return folder if folder and COURSES[name].taught(read_card(folder, base)) else None
 
 
 def bar_examine(model: LanguageModel, course, cases: Sequence[Case], adapter: str | None = None, **how) -> list[Row]:
@@ -187,17 +185,14 @@ def memory(study: Study) -> tuple[dict, list[claims.Finding]]:
 
 def consistency(study: Study) -> tuple[dict, list[claims.Finding]]:
     """Two phrasings of each fact to retrieval and to lessons."""
-    from reference.system import Ask, open_grid
+    from reference.system import open_grid
 
     course, cases = COURSES["closed_book"], [*closed_book_cases("dev"), *closed_book_cases("test")]
 
     def rag() -> list[Row]:
-        system = open_grid(SHIPPED)["rag"]
         day = min(Corpus.load(SHIPPED).releases)
-        asks = [Ask(case.messages[-1]["content"].removeprefix("Question: "), "exec", day) for case in cases]
-        with tqdm(total=len(asks), unit="answer", disable=None) as bar:
-            replies = system.ask_many(asks, bar.update)
-        return [Row("rag", c.id, c.cluster, r.raw, c.score(r.raw)) for c, r in zip(cases, replies, strict=True)]
+        with tqdm(total=len(cases), unit="answer", disable=None) as bar:
+            return put_to(open_grid(SHIPPED)["rag"], cases, "exec", day, bar.update)
 
     tuned = [row for split in course.examined for row in study.tuned(Run("closed_book"), split)]
     retrieved = study.rows("closed_book-rag", rag)

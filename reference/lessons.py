@@ -21,6 +21,7 @@ from reference.adapters import Card, write_card
 from reference.corpus import SHIPPED, Corpus, CorpusError, Fact, load_facts, read_jsonl
 from reference.evaluation import COST_METRICS, estimate, matches, paired_test, summarise
 from reference.model import LanguageModel, json_constraint
+from reference.system import Ask, System
 from reference.tuning import Example, Recipe
 from reference.weights import sha256
 
@@ -67,6 +68,10 @@ class Course:
     def data(self) -> dict[str, str]:
         """File -> sha256."""
         return {str(path.relative_to(DATASETS.parent)): sha256(path) for path in self.files}
+
+    def taught(self, card: Card) -> bool:
+        """Did the adapter of this card learn from today's data by today's recipe?"""
+        return card.data == self.data and card.recipe.items() >= asdict(self.recipe).items()
 
 
 # --- closed book ------------------------------------------------------------------------------------------------------
@@ -261,6 +266,15 @@ def examine(
             rows.append(found)
         progress(len(batch))
     return rows
+
+
+def put_to(
+    system: System, cases: Sequence[Case], reader: str, day: date, progress: Callable[[int], None] = lambda _: None
+) -> list[Row]:
+    """Put closed-book cases to a system of the grid, as a reader of a day; what it writes is scored as a recital."""
+    asks = [Ask(case.messages[-1]["content"].removeprefix("Question: "), reader, day) for case in cases]
+    replies = system.ask_many(asks, progress)
+    return [Row(system.name, c.id, c.cluster, r.raw, c.score(r.raw)) for c, r in zip(cases, replies, strict=True)]
 
 
 def surprise_rows(model: LanguageModel, adapter: str | None = None) -> list[Row]:
