@@ -5,11 +5,13 @@ The rules for people stand in `datasets/voice/README.md`; `faults` is the same l
 
 from __future__ import annotations
 
+import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reference.corpus import SHIPPED, CorpusError, read_jsonl
+from reference.text import redraw
 
 SHIPPED_VOICE = SHIPPED.parent / "voice"
 WORDS = range(45, 91)  # of the body
@@ -56,6 +58,14 @@ def load_drafts(path: str | Path) -> list[Draft]:
         except (TypeError, KeyError) as error:
             raise CorpusError(f"{path}: draft {number}: {error}; a draft has {', '.join(Draft.__dataclass_fields__)}") from None
     return drafts
+
+
+def redrawn(draft: Draft, chance: random.Random) -> Draft:
+    """The same letter about other numbers: what is asked for changes, so a lesson has to teach copying, not remembering."""
+    said = [text for fact in draft.facts for text in (fact.value, fact.statement)]
+    change = redraw(said, [*said, draft.letter], chance)
+    facts = tuple(Statement(change(fact.statement), change(fact.value), fact.source) for fact in draft.facts)
+    return replace(draft, facts=facts, letter=change(draft.letter))
 
 
 def rules() -> str:

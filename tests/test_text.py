@@ -1,10 +1,12 @@
-"""When two strings say the same thing."""
+"""When two strings say the same thing, and the same text about other numbers."""
+
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference.text import holds, normalise, parts, stands_verbatim
+from reference.text import holds, normalise, parts, redraw, stands_verbatim
 
 words = st.text(st.characters(categories=["L"], max_codepoint=0x17F), min_size=1, max_size=8)
 numbers = st.integers(0, 10**6).map(str) | st.decimals(0, 1000, places=2).map(str)
@@ -115,3 +117,19 @@ def test_a_quote_with_another_word_letter_or_sign_does_not_stand(quote):
 @given(st.text(), st.text(), st.text())
 def test_every_stretch_of_a_text_stands_in_it(before, quote, after):
     assert stands_verbatim(quote, f"{before} {quote} {after}") == bool(quote.split())
+
+
+def test_numbers_are_drawn_anew_everywhere_at_once_and_dates_stay():
+    text = "It costs €1,180 per day, not €180, from 2026-03-01, for 1 day."
+    change = redraw(["€1,180 per day", "2026-03-01", "1 day"], [text], random.Random(0))
+    drawn = change("1,180")
+    assert drawn != "1,180" and len(drawn) == 5 and drawn.endswith("0")
+    assert change(text) == text.replace("1,180", drawn)
+
+
+@given(st.lists(st.integers(2, 10**6), min_size=1, max_size=6), st.integers())
+def test_redrawn_numbers_stay_apart_from_each_other_and_from_the_rest(numbers, seed):
+    values = [f"{number:,}" for number in numbers]
+    text = "; ".join([*values, "7,777 others"])
+    changed = redraw(values, [text], random.Random(seed))(text).split("; ")
+    assert len(set(changed)) == len({*values, "7,777 others"}) and changed[-1] == "7,777 others"

@@ -1,5 +1,6 @@
 """Each rule of the house style is caught when broken, and every shipped letter keeps them all."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -30,6 +31,13 @@ def drafts():
 def test_a_letter_that_keeps_every_rule_has_no_fault():
     assert voice.faults(LETTER, DRAFT) == []
     assert voice.score(LETTER, DRAFT) == {"every_rule": (True, 1), "facts_survive": (1, 1)}
+
+
+def test_a_redrawn_letter_keeps_every_rule_about_other_numbers():
+    drawn = voice.redrawn(DRAFT, random.Random(0))
+    [fact] = drawn.facts
+    assert fact.value != FACTS[0].value and fact.value in drawn.letter and fact.statement != FACTS[0].statement
+    assert voice.faults(drawn.letter, drawn) == []
 
 
 @pytest.mark.parametrize(
