@@ -43,13 +43,13 @@ def stands_verbatim(quote: str, text: str) -> bool:
 def redraw(values: Sequence[str], texts: Sequence[str], chance: random.Random) -> Callable[[str], str]:
     """A function that gives the numbers of the values other digits wherever they stand, none of them a number of the texts.
     Values with a date or a time stay as they are, and so does a 1, since plurals hang on it."""
+    taken = {"1", *(number for text in texts for number in NUMBER.findall(text))}
     numbers = {number for value in values if not DATED.search(value) for number in NUMBER.findall(value)} - {"1"}
-    taken = {number for text in texts for number in NUMBER.findall(text)}
     new = {}
     for number in sorted(numbers, key=lambda number: (-len(number), number)):
         for _ in range(20):
             drawn = "".join(digit_like(digit, chance) for digit in number)
-            if drawn not in taken | {"1"}:
+            if drawn not in taken:
                 new[number] = drawn
                 taken.add(drawn)
                 break
