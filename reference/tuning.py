@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import psutil
 import torch
 
 from reference.adapters import WEIGHTS, Card, write_card
@@ -28,7 +29,7 @@ from reference.packing import Lesson, lesson_attention
 from reference.weights import sha256, write_file, write_folder
 
 CHECKPOINT_SECONDS = 60
-TRIM_STEPS = 5  # so many steps hold 3 GB of freed memory, and 4 % of their time gives it back
+MOST_MEMORY = 3 * 2**30  # bytes; a process that holds more after a step gives back what it has freed
 
 
 class TuningError(ValueError):
@@ -248,8 +249,7 @@ def train(
         progress(
             Progress(number + 1, len(steps), loss, lesson["tokens"] / lesson["seconds"], a_step * (len(steps) - number - 1))
         )
-        if (number + 1) % TRIM_STEPS == 0:
-            trim_memory()
+        trim_memory()
         if main and number + 1 in milestones:
             write_adapter(learner.network, Path(f"{folder}-{number + 1}"), card(number + 1))
         if main and time.perf_counter() - saved > CHECKPOINT_SECONDS:
@@ -264,10 +264,12 @@ def train(
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system. glibc keeps it in pieces, of which steps of unlike lengths need ever more."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    """Give freed memory back to the system where a lot is held: glibc keeps it in pieces, and steps of unlike lengths need
+    ever more. It costs a fifth of a step, so it is not done after each."""
+    if sys.platform == "linux" and psutil.Process().memory_info().rss > MOST_MEMORY:
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # musl has none
+            libc.malloc_trim(0)
 
 
 def write_adapter(network, folder: Path, card: Card) -> Card:
