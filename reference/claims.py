@@ -145,7 +145,9 @@ def k07(rows: Sequence[Row], prompts: Mapping[int, str], lessons: str, metric: s
         f"{k} worked examples reach it" if equal else f"{k} examples do not reach it ({of(rows, prompts[k], metric).value:.0%})"
     )
     return Finding(
-        "K07", "Tuning shrinks prompts.", f"prompt tokens for {aim.value:.0%} {metric}, % of those with lessons", *ratio, aim.n,
+        "K07", "Tuning shrinks prompts.",
+        f"prompt tokens {'for' if equal else 'that still miss'} {aim.value:.0%} {metric}, % of those with lessons",
+        *ratio, aim.n,
         "supported" if ratio[1] > 1 else "contradicted" if equal and ratio[2] < 1 else "mixed",
         f"{reached}: {long.value:.0f} tokens against {short.value:.0f}",
     )  # fmt: skip
@@ -168,18 +170,20 @@ def k28(rows: Sequence[Row], prompts: Sequence[str], lessons: str, metric: str =
     value, low, high, n = gain(rows, metric, lessons, best)
     return Finding(
         "K28", "Prompting alone is bounded by context and consistency.",
-        f"{metric}, lessons over the best prompt, points", value, low, high, n, sign(low, high), f"best prompt: {best}",
+        f"{metric}, lessons over the best prompt, points", value, low, high, n, sign(low, high),
+        f"{of(rows, lessons, metric).value:.0%} with lessons, {of(rows, best, metric).value:.0%} with the best prompt, {best}",
     )  # fmt: skip
 
 
 def k33(rows: Sequence[Row], prompted: str, lessons: str) -> Finding:
     """Supported when more letters keep every rule with lessons than with the written style and examples in the prompt."""
     value, low, high, n = gain(rows, "every_rule", lessons, prompted)
-    kept = {system: of(rows, system, "facts_survive").value for system in (prompted, lessons)}
+    share = lambda metric, system: f"{of(rows, system, metric).value:.0%}"  # noqa: E731
+    both = lambda metric: f"{share(metric, lessons)} with lessons, {share(metric, prompted)} with the prompt"  # noqa: E731
     return Finding(
         "K33", "Voice is held by tuning better than by prompts.",
         "letters that keep every rule, lessons over prompt, points", value, low, high, n, sign(low, high),
-        f"facts that survive: {kept[lessons]:.0%} with lessons, {kept[prompted]:.0%} with the prompt",
+        f"{both('every_rule')}; facts that survive: {both('facts_survive')}",
     )  # fmt: skip
 
 

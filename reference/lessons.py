@@ -22,7 +22,7 @@ from reference.corpus import SHIPPED, Corpus, CorpusError, Fact, load_facts, rea
 from reference.evaluation import COST_METRICS, estimate, matches, paired_test, summarise
 from reference.model import LanguageModel, json_constraint
 from reference.system import Ask, System
-from reference.tuning import Example, Recipe
+from reference.tuning import Example, Recipe, trim_memory
 from reference.weights import sha256
 
 DATASETS = SHIPPED.parent
@@ -267,6 +267,7 @@ def examine(
             costs = {"tokens_in": (made.tokens_in, 1), "tokens_out": (len(made.tokens), 1)}
             found = Row(name or adapter or "base", case.id, case.cluster, made.text, case.score(made.text) | costs)
             rows.append(found)
+        trim_memory()
         progress(len(batch))
     return rows
 

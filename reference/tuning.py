@@ -256,6 +256,7 @@ def train(
             write_file(state_file, lambda path: torch.save({"lesson": lesson, "learner": learner.state()}, path))
             saved = time.perf_counter()
     made = card(len(steps))
+    trim_memory(0)
     if main:
         made = write_adapter(learner.network, folder, made)
         state_file.unlink(missing_ok=True)
@@ -263,10 +264,10 @@ def train(
     return made
 
 
-def trim_memory() -> None:
-    """Give freed memory back to the system where a lot is held: glibc keeps it in pieces, and steps of unlike lengths need
-    ever more. It costs a fifth of a step, so it is not done after each."""
-    if sys.platform == "linux" and psutil.Process().memory_info().rss > MOST_MEMORY:
+def trim_memory(most: int = MOST_MEMORY) -> None:
+    """Give freed memory back to the system where more than `most` bytes are held: glibc keeps it in pieces, and steps of unlike
+    lengths need ever more. It costs a fifth of a step, so it is not done after each."""
+    if sys.platform == "linux" and psutil.Process().memory_info().rss > most:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # musl has none
             libc.malloc_trim(0)

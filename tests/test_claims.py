@@ -74,7 +74,7 @@ def test_lessons_are_compared_with_prompts_on_the_same_cases(lessons, verdict):
 
     assert claims.k21(of("band_accuracy"), "plain", "rules", "tuned").verdict == verdict
     assert claims.k28(of("band_accuracy"), ["plain", "rules"], "tuned").verdict == verdict
-    assert claims.k28(of("band_accuracy"), ["plain", "rules"], "tuned").remark == "best prompt: rules"
+    assert claims.k28(of("band_accuracy"), ["plain", "rules"], "tuned").remark.endswith("best prompt, rules")
     assert claims.k33(of("every_rule"), "rules", "tuned").verdict == verdict
 
 
