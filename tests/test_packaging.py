@@ -238,3 +238,10 @@ def test_the_lessons_in_the_readme_are_those_of_the_cards():
         row = next(line for line in lines if line.startswith(f"| `{name}`"))
         stated = re.findall(r"\d+% \(\d+%–\d+%\)|\d+ of \d+", row)
         assert stated and set(stated) <= measured and f"{card['examples']:,} " in row
+
+
+def test_the_forgetting_in_the_readme_is_the_measured_one():
+    measured = json.loads((ROOT / "benchmarks" / "lessons.json").read_text())["memory"]["measured"]["everyday"]
+    said = next(line for line in (ROOT / "README.md").read_text().splitlines() if "nats a token" in line).split("nats a token")
+    assert said[0].endswith(f"{measured.pop('base')['surprise']['value']:.1f} ")
+    assert all(f"{found['surprise']['value']:.1f} after `{name}`" in said[1] for name, found in measured.items())
